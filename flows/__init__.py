@@ -1,0 +1,1 @@
+"""The program: the audit as a Prefect flow, and the command line."""

@@ -1,0 +1,79 @@
+"""The audit as a Prefect flow: one coarse task a stage, all in the flow's process."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from flows.environment import set_defaults
+
+set_defaults()
+
+from prefect import flow, task  # noqa: E402
+from prefect.cache_policies import NO_CACHE  # noqa: E402
+
+from flows.progress import terminal_progress  # noqa: E402
+from influence_batch.audit import cross, detect, explain, open_run, prepare, read, train, write  # noqa: E402
+from influence_batch.config import load_config  # noqa: E402
+from influence_batch.errors import InputError, RunError  # noqa: E402
+from influence_batch.stages import Clock  # noqa: E402
+
+
+class _SaidInWords(logging.Filter):
+    """Keeps tracebacks of the package's own errors out of the log: their message says what to do."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not (record.exc_info and isinstance(record.exc_info[1], (InputError, RunError)))
+
+
+for _name in ("prefect.flow_runs", "prefect.task_runs"):
+    logging.getLogger(_name).addFilter(_SaidInWords())
+
+
+def _may_pass(task_: Any, task_run: Any, state: Any) -> bool:
+    """Whether a failure may pass by itself: a file system that does not answer, not a wrong input."""
+    return isinstance(state.result(raise_on_failure=False), OSError)
+
+
+def _stage(name: str) -> Any:
+    """A task for one stage. Nothing is cached or stored by Prefect: states hold arrays and open files."""
+    return task(
+        name=name,
+        retries=2,
+        retry_delay_seconds=10,
+        retry_condition_fn=_may_pass,
+        cache_policy=NO_CACHE,
+        persist_result=False,
+    )
+
+
+@flow(name="audit", validate_parameters=False, persist_result=False)
+def audit_flow(
+    config: str | dict[str, Any], overrides: list[str] | None = None, reports: str | None = None
+) -> dict[str, Any]:
+    """Audit a dataset: the same stages as `influence_batch.audit`, each a task.
+
+    Args:
+        config: path of a YAML config, or its content.
+        overrides: `key.key=value` pairs.
+        reports: folder of the reports in the place of the config's.
+
+    Returns:
+        What `influence-batch audit --json` prints.
+    """
+    clock = Clock()
+    with clock("prepare"):
+        prepared = prepare(load_config(config, overrides or (), reports))
+    with open_run(prepared) as writer, terminal_progress() as progress:
+        with clock("read"):
+            data = _stage("read")(read)(prepared, progress)
+        with clock("fit"):
+            model = _stage("fit")(train)(data, progress)
+        with clock("influence"):
+            explained = _stage("influence")(explain)(data, model, progress)
+        with clock("cross_influence"):
+            crossed = _stage("cross influence")(cross)(data, model, explained, writer, progress)
+        with clock("detection"):
+            reading = _stage("detection")(detect)(data, model, explained, progress)
+        outcome = _stage("report")(write)(data, model, explained, crossed, reading, writer, clock)
+    return outcome.summary()

@@ -1,0 +1,210 @@
+"""The command line: commands parse, call and print. What is slow to import is imported by its command."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+_EXIT_FAILURE, _EXIT_BAD_INPUT = 1, 2
+
+
+def _answers_in_words(command: Callable[..., None]) -> Callable[..., None]:
+    """Turns the package's errors into one message on standard error and an exit code."""
+
+    @wraps(command)
+    def wrapped(*args: Any, **kwargs: Any) -> None:
+        from influence_batch.errors import InputError, RunError
+
+        try:
+            command(*args, **kwargs)
+        except InputError as error:
+            _stop(str(error), _EXIT_BAD_INPUT)
+        except RunError as error:
+            _stop(str(error), _EXIT_FAILURE)
+        except MemoryError:
+            _stop("out of memory; lower memory_limit so that less is held at a time", _EXIT_FAILURE)
+        except OSError as error:
+            _stop(f"{error.filename or 'file system'}: {error.strerror or error}", _EXIT_FAILURE)
+
+    return wrapped
+
+
+def _stop(message: str, code: int) -> NoReturn:
+    for line in message.splitlines():
+        click.echo(f"error: {line}", err=True)
+    sys.exit(code)
+
+
+@contextmanager
+def _ending_on_sigterm() -> Iterator[None]:
+    """Ends like Ctrl-C on SIGTERM, so that nothing half-written and no server stays behind."""
+
+    def end(*_: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(version("influence-batch"))
+def main() -> None:
+    """Find mislabeled training data with influence functions."""
+
+
+_CONFIG = click.argument("config", type=click.Path(path_type=Path))
+_SET = click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key: --set model.l2=1e-4"
+)
+_REPORTS = click.option("--reports", type=click.Path(path_type=Path), help="Folder of the reports.")
+
+
+@main.command()
+@_CONFIG
+@_SET
+@_REPORTS
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
+@_answers_in_words
+def audit(config: Path, overrides: tuple[str, ...], reports: Path | None, as_json: bool) -> None:
+    """Audit the dataset that CONFIG describes and write a report.
+
+    Exit codes: 0 done, 1 the run failed, 2 bad input or config.
+    """
+    from influence_batch.audit import prepare
+    from influence_batch.config import load_config
+
+    # What footers and config already tell is told before Prefect takes its seconds to start.
+    prepare(load_config(config, overrides, reports))
+    with _ending_on_sigterm():
+        summary = _run_flow(config, overrides, reports)
+    if as_json:
+        click.echo(json.dumps(summary))
+    else:
+        _print_summary(summary)
+
+
+def _run_flow(config: Path, overrides: tuple[str, ...], reports: Path | None) -> dict[str, Any]:
+    # The command itself says how a run ended; PREFECT_LOGGING_LEVEL=INFO shows Prefect's account of it.
+    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")
+    from flows.audit import audit_flow
+
+    summary: dict[str, Any] = audit_flow(
+        str(config), list(overrides), None if reports is None else str(reports)
+    )
+    return summary
+
+
+def _print_summary(summary: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from influence_batch.report import load_report
+
+    console = Console()
+    suspects = load_report(summary["run_dir"]).suspects.head(10)
+    if len(suspects):
+        table = Table(
+            title=f"The {len(suspects)} most suspect of {summary['n_suspects']}", title_justify="left"
+        )
+        for name in ("rank", "id", "given label", "suggested label", "p mislabeled"):
+            table.add_column(name, justify="right")
+        for row in suspects.itertuples():
+            cells = (row.rank, row.id, row.given_label, row.suggested_label, f"{row.p_mislabeled:.3f}")
+            table.add_row(*(escape(str(cell)) for cell in cells))
+        console.print(table)
+    console.print(
+        f"{summary['n_suspects']} suspects among {summary['n_train']} examples; estimated errors: "
+        f"{summary['estimated_errors']:.1f} (between {summary['estimated_errors_low']:.1f} and "
+        f"{summary['estimated_errors_high']:.1f}); {sum(summary['seconds'].values()):.1f} s of work",
+        soft_wrap=True,
+        highlight=False,
+    )
+    click.echo(f"report: {summary['run_dir']}")
+
+
+@main.command()
+@_CONFIG
+@_SET
+@_REPORTS
+@_answers_in_words
+def validate(config: Path, overrides: tuple[str, ...], reports: Path | None) -> None:
+    """Check CONFIG and the schemas of its files; reads no values and does no work."""
+    from influence_batch.audit import prepare
+    from influence_batch.config import load_config
+
+    checked = load_config(config, overrides, reports)
+    prepared = prepare(checked)
+    for dataset in (prepared.train, prepared.test):
+        if dataset is None:
+            click.echo("test: none; a sample of train will serve as test points")
+            continue
+        columns = dataset.columns
+        files = len({ref.path for ref in dataset.refs})
+        kind = f"the list column {columns.features[0]}" if columns.embedding else "numeric columns"
+        click.echo(
+            f"{dataset.key}: {dataset.n_rows} rows in {files} {'file' if files == 1 else 'files'}, "
+            f"{dataset.width} features ({kind}), label {columns.label} ({columns.label_type}), "
+            f"id {columns.id or 'row number'}"
+        )
+    task = "regression" if prepared.regression else "classification"
+    click.echo(f"model: {checked.model.kind}, {task}; reports in {checked.reports}")
+    click.echo("config and schemas are valid")
+
+
+@main.command()
+@click.argument("name")
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--source", type=click.Path(path_type=Path), help="mnist_1_vs_7 only: a Keras mnist.npz.")
+@click.option("--seed", default=0, show_default=True, help="Seed of noise and of planted errors.")
+@_answers_in_words
+def sample(name: str, folder: Path, source: Path | None, seed: int) -> None:
+    """Write an example dataset to FOLDER.
+
+    NAME is digits, breast_cancer or noisy_line, which need nothing, or mnist_1_vs_7, which is cut from
+    an mnist.npz. Labels made wrong on purpose are listed in planted_errors.parquet.
+    """
+    from influence_batch.dataset.samples import write_sample
+
+    for path, rows in write_sample(name, folder, source=source, seed=seed).items():
+        click.echo(f"{path}: {rows} rows")
+
+
+@main.command()
+@click.argument("table", required=False)
+@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+@_answers_in_words
+def schema(table: str | None, as_json: bool) -> None:
+    """Name, type and meaning of every column of the reports, or of one TABLE."""
+    from influence_batch.errors import InputError
+    from influence_batch.report.schema import describe_tables
+
+    tables = describe_tables()
+    if table is not None:
+        if table not in tables:
+            raise InputError(f"schema: no table {table!r}; accepted: {', '.join(tables)}")
+        tables = {table: tables[table]}
+    if as_json:
+        click.echo(json.dumps(tables, indent=2))
+        return
+    for name, columns in tables.items():
+        click.secho(name, bold=True)
+        for column in columns:
+            click.echo(f"  {column['name']} ({column['type']}): {column['meaning']}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,22 @@
+"""From Parquet to shards of numbers: files, columns, checks, fingerprints, samples."""
+
+from influence_batch.dataset.columns import Columns, resolve_columns
+from influence_batch.dataset.files import ParquetFileInfo, find_files
+from influence_batch.dataset.inspection import Inspection, inspect
+from influence_batch.dataset.shards import Dataset, Shard, ShardRef, plan_shards
+from influence_batch.dataset.source import check_same_columns, open_dataset
+
+__all__ = [
+    "Columns",
+    "Dataset",
+    "Inspection",
+    "ParquetFileInfo",
+    "Shard",
+    "ShardRef",
+    "check_same_columns",
+    "find_files",
+    "inspect",
+    "open_dataset",
+    "plan_shards",
+    "resolve_columns",
+]

@@ -1,0 +1,132 @@
+"""Finding and opening Parquet files, wherever fsspec reaches."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+from fsspec.core import url_to_fs
+
+from influence_batch.errors import InputError
+
+_SUFFIXES = (".parquet", ".pq")
+
+
+@dataclass(frozen=True)
+class ParquetFileInfo:
+    """What the footer of a file says.
+
+    Attributes:
+        path: with the protocol, as fsspec opens it.
+        schema: of its columns.
+        row_groups: number of rows in each.
+    """
+
+    path: str
+    schema: pa.Schema
+    row_groups: tuple[int, ...]
+
+    @property
+    def rows(self) -> int:
+        return sum(self.row_groups)
+
+
+def find_files(path: str, key: str) -> list[ParquetFileInfo]:
+    """The Parquet files a config's `path` names, in natural order of their names, footers read.
+
+    Args:
+        path: a file, folder (searched in depth, hidden and underscored names left out), glob or URL.
+        key: the config key, for messages.
+
+    Raises:
+        InputError: nothing there, not Parquet, truncated, or no rows at all.
+    """
+    try:
+        filesystem, root = url_to_fs(path)
+    except (ValueError, ImportError, OSError) as error:
+        raise InputError(
+            f"{key}: {path} cannot be opened ({error}); expected a Parquet file, folder, glob or fsspec URL"
+        ) from None
+    try:
+        if any(mark in root for mark in "*?["):
+            names = [name for name in filesystem.glob(root) if filesystem.isfile(name)]
+            if not names:
+                raise InputError(f"{key}: {path} matches no file; expected a glob that names Parquet files")
+        elif filesystem.isdir(root):
+            names = [name for name in filesystem.find(root) if _is_data(name, root)]
+            if not names:
+                raise InputError(
+                    f"{key}: the folder {path} has no {' or '.join('*' + s for s in _SUFFIXES)} file"
+                )
+        elif filesystem.exists(root):
+            names = [root]
+        else:
+            raise InputError(
+                f"{key}: {path} does not exist; expected a Parquet file, folder, glob or fsspec URL"
+            )
+    except (OSError, ImportError) as error:
+        raise InputError(f"{key}: {path} cannot be listed ({error})") from None
+    prefix = path.split("://", 1)[0] + "://" if "://" in path else ""
+    names = sorted((str(name) for name in names), key=natural)
+    files = [read_footer(prefix + name if "://" not in name else name, key) for name in names]
+    if sum(file.rows for file in files) == 0:
+        raise InputError(f"{key}: {path} has no rows; expected at least one labelled example")
+    return [file for file in files if file.rows > 0]
+
+
+def natural(name: str) -> list[str | int]:
+    """Sort key under which part-2 comes before part-10."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
+
+
+def _is_data(name: str, root: str) -> bool:
+    inner = name[len(root) :].strip("/").split("/")
+    return name.endswith(_SUFFIXES) and not any(part.startswith((".", "_")) for part in inner)
+
+
+def read_footer(path: str, key: str) -> ParquetFileInfo:
+    """Schema and row groups of one file.
+
+    Raises:
+        InputError: not Parquet, or truncated.
+    """
+    with open_parquet(path, key) as file:
+        groups = tuple(file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups))
+        return ParquetFileInfo(path, file.schema_arrow, groups)
+
+
+@contextmanager
+def open_parquet(path: str, key: str) -> Iterator[pq.ParquetFile]:
+    """A Parquet file, with what goes wrong while it is read told in words.
+
+    Raises:
+        InputError: missing, not Parquet, truncated or damaged.
+    """
+    try:
+        with fsspec.open(path, "rb") as stream:
+            try:
+                file = pq.ParquetFile(stream)
+            except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+                raise InputError(
+                    f"{key}: {path} is not a Parquet file, or is cut off ({_first_line(error)}); "
+                    "expected a whole Parquet file"
+                ) from None
+            yield file
+    except FileNotFoundError:
+        raise InputError(f"{key}: {path} does not exist; expected a Parquet file") from None
+    except pa.ArrowInvalid as error:
+        raise InputError(f"{key}: {path} is damaged ({_first_line(error)}); write it again") from None
+    except OSError as error:
+        # Arrow reports broken pages as OSError without an errno; a real one is a matter for a retry.
+        if error.errno is None:
+            raise InputError(f"{key}: {path} is damaged ({_first_line(error)}); write it again") from None
+        raise
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200].rstrip(".")

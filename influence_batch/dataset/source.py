@@ -1,0 +1,55 @@
+"""A config's `train` or `test` section as a dataset: files found, columns checked, shards cut."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from influence_batch.dataset.columns import check_comparable, resolve_columns
+from influence_batch.dataset.files import find_files
+from influence_batch.dataset.shards import Dataset, feature_width, plan_shards
+from influence_batch.errors import InputError
+
+
+def open_dataset(
+    key: str,
+    path: str,
+    *,
+    id: str | None,
+    label: str,
+    features: str | Sequence[str] | None,
+    shard_rows: int | None,
+    shard_bytes: float,
+    default_id: str | None = None,
+) -> Dataset:
+    """Find the files of a dataset and check their schemas; reads footers, and one row of lists.
+
+    Args:
+        key: `train` or `test`, for messages.
+        path, id, label, features: as in the config.
+        shard_rows: rows a shard; None for as many as fit into `shard_bytes` of float64 features.
+        default_id: id column to use where `id` is None and the files have it.
+
+    Raises:
+        InputError: files or schemas that do not fit.
+    """
+    files = find_files(path, f"{key}.path")
+    if id is None and default_id in files[0].schema.names:
+        id = default_id
+    columns = resolve_columns(files, key, id=id, label=label, features=features)
+    width = feature_width(files, columns, key)
+    rows = shard_rows or max(1, int(shard_bytes / (8.0 * (width + 1))))
+    return Dataset(key, columns, plan_shards(files, rows), width)
+
+
+def check_same_columns(train: Dataset, test: Dataset) -> None:
+    """Refuse a test set that the model of train cannot be applied to.
+
+    Raises:
+        InputError: naming the columns that differ, or the lengths of the lists.
+    """
+    check_comparable(train.columns, test.columns)
+    if train.width != test.width:
+        raise InputError(
+            f"test.features: column {test.columns.features[0]} of {test.refs[0].path} has lists of "
+            f"{test.width} numbers, train has {train.width}; expected the same length"
+        )

@@ -1,0 +1,117 @@
+"""Labels as a noisy channel: `p(given = g | x) = sum_j softmax(scores / tau)_j T[j, g]`.
+
+T[j, g] is the share of class j that was given label g, tau a temperature for the leave-one-out
+scores. Both are fitted by maximum likelihood: EM for T (as for confusion matrices in Dawid and Skene
+1979), a one-dimensional search for tau.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.optimize import minimize_scalar
+from scipy.special import log_softmax
+
+# A class's row of T is drawn towards noise of the overall rate, spread evenly, as if by this many
+# examples: rates of rare classes are not read off a handful of rows.
+PSEUDO_EXAMPLES = 20.0
+# Least share of wrong labels, over all. Without it the noise matrix can collapse to the identity, every
+# p_mislabeled underflows and the ranking is lost in ties.
+NOISE_FLOOR = 1e-4
+_EM_STEPS = 200
+_EM_TOLERANCE = 1e-8
+
+
+@dataclass(frozen=True)
+class NoiseModel:
+    """A fitted channel.
+
+    Attributes:
+        temperature: tau.
+        matrix: T (k, k); rows sum to 1.
+        log_likelihood: of the given labels, mean over the examples.
+    """
+
+    temperature: float
+    matrix: np.ndarray
+    log_likelihood: float
+
+
+def fit_noise(scores: np.ndarray, given: np.ndarray, temperature: float | None = None) -> NoiseModel:
+    """Fit T, and tau where it is not given.
+
+    Args:
+        scores: (n, k) leave-one-out class scores.
+        given: (n,) codes of the given labels.
+        temperature: tau, if it is not to be fitted.
+    """
+    k = scores.shape[1]
+    matrix = _uniform_noise(k, 0.05)
+    if temperature is None:
+        unit = typical_margin(scores)
+
+        def objective(log_tau: float) -> float:
+            nonlocal matrix
+            model = _fit_matrix(scores, given, unit * float(np.exp(log_tau)), matrix)
+            return -model.log_likelihood
+
+        found = minimize_scalar(
+            objective, bounds=(np.log(0.01), np.log(10.0)), method="bounded", options={"xatol": 0.01}
+        )
+        temperature = unit * float(np.exp(found.x))
+    return _fit_matrix(scores, given, temperature, matrix)
+
+
+def typical_margin(scores: np.ndarray) -> float:
+    """Median distance of the best score from the second, the unit in which tau is searched."""
+    top = np.partition(scores, scores.shape[1] - 2, axis=1)[:, -2:]
+    margin = float(np.median(top[:, 1] - top[:, 0]))
+    return margin if margin > 0 else 1.0
+
+
+def noise_rate(matrix: np.ndarray, class_shares: np.ndarray) -> float:
+    """Share of wrong labels under T and the shares of the true classes."""
+    return float(class_shares @ (1.0 - np.diag(matrix)))
+
+
+def _uniform_noise(k: int, rate: float) -> np.ndarray:
+    matrix = np.full((k, k), rate / (k - 1))
+    np.fill_diagonal(matrix, 1.0 - rate)
+    return matrix
+
+
+def _fit_matrix(scores: np.ndarray, given: np.ndarray, temperature: float, start: np.ndarray) -> NoiseModel:
+    k = scores.shape[1]
+    log_p = log_softmax(scores / temperature, axis=1)
+    p = np.exp(log_p)
+    matrix = start
+    previous = -np.inf
+    likelihood = previous
+    for _ in range(_EM_STEPS):
+        counts, likelihood = noise_statistics(p, given, matrix)
+        if likelihood - previous < _EM_TOLERANCE:
+            break
+        previous = likelihood
+        rate = max(1.0 - np.trace(counts) / counts.sum(), NOISE_FLOOR)
+        prior = _uniform_noise(k, rate)
+        matrix = (counts + PSEUDO_EXAMPLES * prior) / (counts.sum(axis=1, keepdims=True) + PSEUDO_EXAMPLES)
+    return NoiseModel(temperature, matrix, likelihood)
+
+
+def noise_statistics(p: np.ndarray, given: np.ndarray, matrix: np.ndarray) -> tuple[np.ndarray, float]:
+    """Expected counts (k, k) of true class by given label, and the mean log-likelihood: one E step.
+
+    Args:
+        p: (n, k) class probabilities at the temperature.
+        given: (n,) codes.
+        matrix: T (k, k).
+    """
+    k = p.shape[1]
+    joint = p * matrix[:, given].T
+    total = joint.sum(axis=1)
+    posterior = joint / np.maximum(total, 1e-300)[:, None]
+    counts = np.zeros((k, k))
+    for g in range(k):
+        counts[:, g] = posterior[given == g].sum(axis=0)
+    return counts, float(np.mean(np.log(np.maximum(total, 1e-300))))

@@ -1,0 +1,153 @@
+"""The reading of leave-one-out predictions: which labels are likely wrong, and how many."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from scipy.special import log_softmax, logsumexp
+
+from influence_batch.detection.noise_matrix import NoiseModel, fit_noise, noise_rate
+from influence_batch.detection.outliers import (
+    OutlierModel,
+    fit_outliers,
+    score_outliers,
+    tail_probability,
+)
+
+# The second reading of a disagreement (the classes are separable, the label is wrong) is taken at this
+# share of the fitted temperature.
+_SHARP = 0.25
+# A refit leaves out at most this share of the examples of a label, so that no class vanishes.
+_MOST_LEFT_OUT = 0.5
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What leave-one-out predictions say of each example's label.
+
+    Attributes:
+        p_mislabeled: (n,).
+        doubt: (n,) ranks as p_mislabeled does, and goes on where that runs out of digits: log-odds of
+            the label being wrong; for regression the size of the standardized residual.
+        suggested: (n,) code of the most probable other class, or the left-out prediction.
+        suggested_probability: (n,) of that class, NaN for regression.
+        loo_probability: (n,) of the given label under the model without the example; for
+            regression the two-sided tail probability of its residual.
+        estimated_errors, low, high: expected number of wrong labels, and the two readings.
+        evidence: what the estimate rests on, in words.
+        noise: the fitted channel, None for regression.
+        outliers: the fitted mixture, None for classes.
+    """
+
+    p_mislabeled: np.ndarray
+    doubt: np.ndarray
+    suggested: np.ndarray
+    suggested_probability: np.ndarray
+    loo_probability: np.ndarray
+    estimated_errors: float
+    low: float
+    high: float
+    evidence: str
+    noise: NoiseModel | None = None
+    outliers: OutlierModel | None = None
+
+
+def read_classes(scores: np.ndarray, given: np.ndarray) -> Reading:
+    """Fit temperature and noise matrix to leave-one-out class scores (n, k), and read every label.
+
+    The point estimate is the maximum-likelihood reading. The other reading, a quarter of its
+    temperature, takes disagreement near a class border for label noise.
+    """
+    at = np.arange(len(given))
+    model = fit_noise(scores, given)
+    log_p = log_softmax(scores / model.temperature, axis=1)
+    joint = log_p + np.log(model.matrix[:, given].T)
+    others = joint.copy()
+    others[at, given] = -np.inf
+    total = logsumexp(joint, axis=1)
+    doubt = logsumexp(others, axis=1) - joint[at, given]
+    p_mislabeled = np.exp(logsumexp(others, axis=1) - total)
+    suggested = others.argmax(axis=1)
+    sharp = fit_noise(scores, given, _SHARP * model.temperature)
+    estimates = [float(p_mislabeled.sum()), expected_errors(scores, given, sharp)]
+    rate = noise_rate(model.matrix, np.exp(log_p).mean(axis=0))
+    return Reading(
+        p_mislabeled=p_mislabeled,
+        doubt=doubt,
+        suggested=suggested,
+        suggested_probability=np.exp(joint[at, suggested] - total),
+        loo_probability=np.exp(log_p[at, given]),
+        estimated_errors=estimates[0],
+        low=min(estimates),
+        high=max(estimates),
+        evidence=f"maximum likelihood of a noise matrix (rate {rate:.2%}) and a temperature "
+        f"({model.temperature:.3g}) on leave-one-out predictions",
+        noise=model,
+    )
+
+
+def expected_errors(scores: np.ndarray, given: np.ndarray, model: NoiseModel) -> float:
+    """Sum of p_mislabeled under a channel."""
+    joint = log_softmax(scores / model.temperature, axis=1) + np.log(model.matrix[:, given].T)
+    right = np.exp(joint[np.arange(len(given)), given] - logsumexp(joint, axis=1))
+    return float((1.0 - right).sum())
+
+
+def read_numbers(residual: np.ndarray, corrected: np.ndarray, loo_predictions: np.ndarray) -> Reading:
+    """Fit outlier mixtures to left-out residuals, and read every target.
+
+    Args:
+        residual, corrected: (n,) at the fit, r, and with leverage taken out, r / (1 - h). For an
+            inlier of deviation s they have the deviations s sqrt(1 - h) and s / sqrt(1 - h), so
+            their geometric mean has s whatever the leverage.
+        loo_predictions: (n,).
+    """
+    t = np.sign(residual) * np.sqrt(np.abs(residual * corrected))
+    models = [fit_outliers(t, "normal"), fit_outliers(t, "student")]
+    best = max(models, key=lambda model: model.log_likelihood)
+    p_mislabeled = score_outliers(t, best)
+    estimates = [float(score_outliers(t, model).sum()) for model in models]
+    return Reading(
+        p_mislabeled=p_mislabeled,
+        doubt=np.abs(t) / best.scale,
+        suggested=loo_predictions,
+        suggested_probability=np.full(len(t), np.nan),
+        loo_probability=tail_probability(t, best),
+        estimated_errors=float(p_mislabeled.sum()),
+        low=min(estimates),
+        high=max(estimates),
+        evidence=f"maximum likelihood of an outlier mixture ({best.inliers} inliers of scale "
+        f"{best.scale:.3g}) on leave-one-out residuals",
+        outliers=best,
+    )
+
+
+def keep_for_refit(reading: Reading, given: np.ndarray, regression: bool) -> np.ndarray:
+    """Example weights (n,) of a refit: 0 for suspects, at most half of each given label, else 1."""
+    weights = np.ones(len(given))
+    for label in [None] if regression else np.unique(given):
+        members = np.arange(len(given)) if label is None else np.flatnonzero(given == label)
+        suspects = members[reading.p_mislabeled[members] > 0.5]
+        most = int(_MOST_LEFT_OUT * len(members))
+        worst = suspects[np.argsort(-reading.doubt[suspects], kind="stable")[:most]]
+        weights[worst] = 0.0
+    return weights
+
+
+def with_loo_of(reading: Reading, first: Reading) -> Reading:
+    """The reading of a refit, with the leave-one-out probabilities of the audited model itself."""
+    return replace(reading, loo_probability=first.loo_probability)
+
+
+def rank_by_doubt(reading: Reading) -> np.ndarray:
+    """Rank of each example (n,), 1 the most suspect; of equal ones the first in train comes first."""
+    order = np.argsort(-reading.doubt, kind="stable")
+    rank = np.empty(len(order), dtype=np.int64)
+    rank[order] = np.arange(1, len(order) + 1)
+    return rank
+
+
+def select_suspects(reading: Reading, rank: np.ndarray, threshold: float, budget: int | None) -> np.ndarray:
+    """Mask (n,) of the list: the top `budget` rows, or p_mislabeled of at least `threshold`."""
+    return rank <= budget if budget is not None else reading.p_mislabeled >= threshold

@@ -1,0 +1,25 @@
+"""Feature steps: fitted by a reduction over shards, seeded, stored in the run."""
+
+from influence_batch.features.steps import (
+    Nystroem,
+    Pca,
+    RandomFourier,
+    Standardize,
+    UnitNorm,
+    fit_pca,
+    fit_random_fourier,
+    fit_standardize,
+    fit_step,
+)
+
+__all__ = [
+    "Nystroem",
+    "Pca",
+    "RandomFourier",
+    "Standardize",
+    "UnitNorm",
+    "fit_pca",
+    "fit_random_fourier",
+    "fit_standardize",
+    "fit_step",
+]

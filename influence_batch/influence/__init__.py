@@ -1,0 +1,19 @@
+"""Models and solvers put together: objective, fit, leverage, cross-influence; per shard, via an executor."""
+
+from influence_batch.influence.cross import TestBlock, TopK, cross_influence, mean_influence
+from influence_batch.influence.fit import Fit, fit
+from influence_batch.influence.leave_one_out import TrainInfluence, train_influence
+from influence_batch.influence.objective import HessianOperator, Objective
+
+__all__ = [
+    "Fit",
+    "HessianOperator",
+    "Objective",
+    "TestBlock",
+    "TopK",
+    "TrainInfluence",
+    "cross_influence",
+    "fit",
+    "mean_influence",
+    "train_influence",
+]

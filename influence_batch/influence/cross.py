@@ -1,0 +1,232 @@
+"""Influence of every training example on every test point, streamed to the strongest of each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from influence_batch.dataset.shards import Shard
+from influence_batch.execution import Reduction
+from influence_batch.execution.reduction import Rows
+from influence_batch.influence.leave_one_out import TrainInfluence
+from influence_batch.influence.objective import Objective, row_chunks
+from influence_batch.models import linear
+from influence_batch.solvers import InverseHessian, SolveResult
+
+Estimator = Literal["leave_one_out", "first_order"]
+DIRECTIONS = ("harmful", "helpful")
+
+
+@dataclass(frozen=True)
+class TestBlock:
+    """Test points that are solved together.
+
+    Attributes:
+        features: (m, d), as the training examples'.
+        targets: (m,).
+        train_rows: (m,) row of the test point among the training examples, -1 where it is none.
+    """
+
+    features: np.ndarray
+    targets: np.ndarray
+    train_rows: np.ndarray
+
+    __test__ = False  # its name is not a test's
+
+
+@dataclass(frozen=True)
+class TestPoints:
+    """All test points, with ids and labels (m,) as the data have them; the rest as in `TestBlock`."""
+
+    features: np.ndarray
+    targets: np.ndarray
+    train_rows: np.ndarray
+    ids: pa.Array
+    labels: pa.Array
+
+    __test__ = False
+
+    def slice(self, start: int, stop: int) -> TestBlock:
+        return TestBlock(self.features[start:stop], self.targets[start:stop], self.train_rows[start:stop])
+
+
+@dataclass(frozen=True)
+class TopK:
+    """The strongest training examples of m test points in each direction, strongest first.
+
+    Attributes:
+        rows: (2, m, top_k) rows of train, -1 where fewer have that sign; first harmful, then helpful.
+        strength: (2, m, top_k) size of the influence that ranks, -1 where there is no row.
+        first_order, leave_one_out: (2, m, top_k) influences, NaN where there is no row.
+    """
+
+    rows: np.ndarray
+    strength: np.ndarray
+    first_order: np.ndarray
+    leave_one_out: np.ndarray
+
+
+def top_k_columns(top: TopK, test_ids: pa.Array, train_ids: pa.Array) -> dict[str, Any]:
+    """Columns of the table `cross_influence`: by test point, direction, rank."""
+    rows = top.rows.transpose(1, 0, 2)
+    point, direction, rank = np.nonzero(rows >= 0)
+    return {
+        "test_id": test_ids.take(pa.array(point)),
+        "train_id": train_ids.take(pa.array(rows[point, direction, rank])),
+        "influence": top.first_order[direction, point, rank],
+        "leave_one_out_influence": top.leave_one_out[direction, point, rank],
+        "direction": pa.array(DIRECTIONS).take(pa.array(direction)),
+        "rank": rank + 1,
+    }
+
+
+class _State(NamedTuple):
+    solution: np.ndarray
+    n_total: float
+    top_k: int
+    estimator: Estimator
+    labels: np.ndarray | None
+    train_rows: np.ndarray
+
+
+def test_gradients(objective: Objective, weights: np.ndarray, block: TestBlock) -> np.ndarray:
+    """Gradients of the test points' losses, one a column (p, m)."""
+    residual = objective.loss.residual(linear.logits(weights, block.features), block.targets)
+    return np.ascontiguousarray(linear.per_example_gradients(residual, block.features).T)
+
+
+def cross_influence(
+    objective: Objective,
+    weights: np.ndarray,
+    inverse: InverseHessian,
+    block: TestBlock,
+    train: TrainInfluence,
+    top_k: int,
+    estimator: Estimator = "leave_one_out",
+    same_label: bool = False,
+) -> tuple[TopK, SolveResult]:
+    """`influence(i -> t) = (1/n) g_t' H^-1 g_i` for each i and t, and the `top_k` of both signs for each t.
+
+    Args:
+        train: of the same weights; gives residuals and corrected residuals.
+        estimator: which of the two influences ranks.
+        same_label: only training examples with the test point's label.
+
+    Returns:
+        The strongest examples, and the solve with a residual for each test point.
+    """
+    result = inverse.solve(test_gradients(objective, weights, block))
+    state = _State(
+        result.solution,
+        objective.n,
+        top_k,
+        estimator,
+        block.targets if same_label else None,
+        block.train_rows,
+    )
+    rows = {"residual": train.residual, "corrected": train.corrected_residual}
+    m = len(block.targets)
+    reduction = Reduction(_shard_top_k, merge_top_k, lambda: _empty(m, top_k))
+    return objective.executor.reduce(objective.dataset, reduction, state, rows), result
+
+
+def mean_influence(
+    objective: Objective, solution: np.ndarray, train: TrainInfluence
+) -> tuple[np.ndarray, np.ndarray]:
+    """Influence on a mean of test losses, first order and leave-one-out: (n,) each.
+
+    Args:
+        solution: H^-1 of the mean gradient (p,).
+    """
+    rows = {"residual": train.residual, "corrected": train.corrected_residual}
+    parts = list(
+        objective.executor.map(objective.dataset, _shard_mean, (solution[:, None], objective.n), rows)
+    )
+    return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
+
+
+def _shard_mean(shard: Shard, state: tuple[np.ndarray, float], rows: Rows) -> tuple[np.ndarray, np.ndarray]:
+    solution, n_total = state
+    moved = linear.project(solution, shard.features)[:, :, 0]
+    first = (moved * rows["residual"]).sum(axis=1) / n_total
+    return first, (moved * rows["corrected"]).sum(axis=1) / n_total
+
+
+def _shard_top_k(shard: Shard, state: _State, rows: Rows) -> TopK:
+    m = state.solution.shape[1]
+    k = rows["residual"].shape[1]
+    total = _empty(m, state.top_k)
+    for part in row_chunks(len(shard.features), 8.0 * m * (k + 4)):
+        moved = linear.project(state.solution, shard.features[part])
+        first = _contract(rows["residual"][part], moved) / state.n_total
+        corrected = _contract(rows["corrected"][part], moved) / state.n_total
+        score = (corrected if state.estimator == "leave_one_out" else first).copy()
+        numbers = np.arange(part.start, part.stop) + shard.start
+        if state.labels is not None:
+            score[shard.targets[part][:, None] != state.labels[None, :]] = 0.0
+        own = state.train_rows - numbers[0]
+        inside = np.flatnonzero((own >= 0) & (own < len(numbers)) & (state.train_rows >= 0))
+        score[own[inside], inside] = 0.0
+        total = merge_top_k(total, _select(score, first, corrected, numbers, state.top_k))
+    return total
+
+
+def _contract(residual: np.ndarray, moved: np.ndarray) -> np.ndarray:
+    """Sum over the logits of residual (n, k) times moved (n, k, m): (n, m)."""
+    total = residual[:, 0, None] * moved[:, 0]
+    for a in range(1, residual.shape[1]):
+        total += residual[:, a, None] * moved[:, a]
+    return total
+
+
+def _empty(m: int, top_k: int) -> TopK:
+    nothing = np.full((2, m, top_k), np.nan)
+    return TopK(np.full((2, m, top_k), -1), np.full((2, m, top_k), -1.0), nothing, nothing)
+
+
+def merge_top_k(left: TopK, right: TopK) -> TopK:
+    """The strongest of two sets of examples; of equal ones, those that come first in train."""
+    top_k = left.rows.shape[2]
+    strength = np.concatenate([left.strength, right.strength], axis=2)
+    rows = np.concatenate([left.rows, right.rows], axis=2)
+    order = np.lexsort((rows, -strength), axis=2)[:, :, :top_k]
+
+    def take(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+        return np.take_along_axis(np.concatenate([one, other], axis=2), order, axis=2)
+
+    return TopK(
+        np.take_along_axis(rows, order, axis=2),
+        np.take_along_axis(strength, order, axis=2),
+        take(left.first_order, right.first_order),
+        take(left.leave_one_out, right.leave_one_out),
+    )
+
+
+def _select(
+    score: np.ndarray, first: np.ndarray, corrected: np.ndarray, numbers: np.ndarray, top_k: int
+) -> TopK:
+    """The strongest of some examples (n, m), in no order; a score of 0 takes no part."""
+    n, m = score.shape
+    count = min(top_k, n)
+    by_point = np.ascontiguousarray(score.T)
+    at = np.arange(m)[:, None]
+    picked = []
+    for sign in (1.0, -1.0):
+        if count < n:
+            where = np.argpartition(sign * by_point, count - 1, axis=1)[:, :count]
+        else:
+            where = np.broadcast_to(np.arange(n), (m, n))
+        strength = -sign * by_point[at, where]
+        valid = strength > 0
+        picked.append(
+            (
+                np.where(valid, numbers[where], -1),
+                np.where(valid, strength, -1.0),
+                np.where(valid, first[where, at], np.nan),
+                np.where(valid, corrected[where, at], np.nan),
+            )
+        )
+    return TopK(*(np.stack(pair) for pair in zip(*picked, strict=True)))

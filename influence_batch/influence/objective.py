@@ -1,0 +1,298 @@
+"""The training objective and its Hessian, summed over shards.
+
+`J(w) = (1/n) sum_i loss_i(w) + (l2/2) |w_penalised|^2`
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy.linalg import cho_factor, cho_solve, eigh
+
+from influence_batch.dataset.shards import Dataset, Shard
+from influence_batch.execution import Executor
+from influence_batch.execution.reduction import Rows, sum_over_shards
+from influence_batch.models import linear
+from influence_batch.models.losses import Loss
+from influence_batch.solvers import BlockShape
+
+# Bytes of temporaries an operation on a shard may take; rows are cut to fit.
+_WORKING_BYTES = 64 * 1024**2
+# Above this many bytes of factors the preconditioner is the diagonal.
+_PRECONDITIONER_BYTES = 512 * 1024**2
+
+
+class Point(NamedTuple):
+    """J at some weights: value, gradient (p,), and the root mean square norm of the examples' gradients."""
+
+    value: float
+    gradient: np.ndarray
+    gradient_scale: float
+
+
+@dataclass(frozen=True)
+class Objective:
+    """J over a dataset.
+
+    Args:
+        dataset: training examples, with the intercept's column where there is one.
+        executor: where reductions run.
+        loss: on the logits.
+        penalty: (d,) l2 of each row of features; 0 for an intercept that is not penalised.
+        damping: added to the Hessian's diagonal, not to J.
+        example_weights: (n,) how often each example counts; None for once. n in J is their sum.
+    """
+
+    dataset: Dataset
+    executor: Executor
+    loss: Loss
+    penalty: np.ndarray
+    damping: float = 0.0
+    example_weights: np.ndarray | None = None
+
+    @property
+    def k(self) -> int:
+        return self.loss.outputs
+
+    @property
+    def d(self) -> int:
+        return len(self.penalty)
+
+    @property
+    def p(self) -> int:
+        return self.k * self.d
+
+    @property
+    def n(self) -> float:
+        if self.example_weights is None:
+            return float(self.dataset.n_rows)
+        return float(self.example_weights.sum())
+
+    @property
+    def rows(self) -> Mapping[str, np.ndarray]:
+        """Row-aligned arrays that every reduction gets."""
+        return {} if self.example_weights is None else {"example_weights": self.example_weights}
+
+    @cached_property
+    def gram(self) -> np.ndarray:
+        """X' X / n (d, d)."""
+        total: np.ndarray = self.executor.reduce(self.dataset, sum_over_shards(_shard_gram), None, self.rows)
+        return total / self.n
+
+    def at(self, weights: np.ndarray) -> Point:
+        """J at weights (k, d)."""
+        value, gradient, squares = self.executor.reduce(
+            self.dataset, sum_over_shards(_shard_value), (self.loss, weights), self.rows
+        )
+        value = value / self.n + 0.5 * float((weights**2 @ self.penalty).sum())
+        gradient = gradient / self.n + (weights * self.penalty).ravel()
+        return Point(float(value), gradient, float(np.sqrt(squares / self.n)))
+
+    def hessian(self, weights: np.ndarray) -> HessianOperator:
+        """The Hessian of J at weights (k, d), plus damping."""
+        return HessianOperator(self, weights)
+
+
+@dataclass(frozen=True)
+class HessianOperator:
+    """The Hessian of an objective at some weights, as the solvers see it.
+
+    Logits that only matter by their differences (softmax) leave J flat along equal shifts of all k
+    weights of a feature that has no penalty. No gradient has a part in those directions; along
+    them, and nowhere else, the operator has the mean eigenvalue of X'X / n, so that it is positive
+    definite while H^-1 g stays exactly what it is.
+    """
+
+    objective: Objective
+    weights: np.ndarray
+
+    @property
+    def size(self) -> int:
+        return self.objective.p
+
+    @property
+    def n_terms(self) -> int:
+        return self.objective.dataset.n_rows
+
+    @property
+    def block_shape(self) -> BlockShape:
+        k, d = self.objective.k, self.objective.d
+        if self.objective.loss.constant_curvature:
+            return BlockShape(1, d, k)
+        return BlockShape(k, d, 1) if self.objective.loss.separable else BlockShape(1, k * d, 1)
+
+    @cached_property
+    def _gauge(self) -> np.ndarray:
+        """(d,) what is added along the flat directions: c for features without penalty, for softmax."""
+        o = self.objective
+        if o.loss.separable:
+            return np.zeros(o.d)
+        scale = float(np.trace(o.gram)) / o.d
+        return np.where(o.penalty == 0, scale, 0.0)
+
+    def apply(self, vectors: np.ndarray) -> np.ndarray:
+        o = self.objective
+        state = (o.loss, self.weights, np.ascontiguousarray(vectors))
+        total = o.executor.reduce(o.dataset, sum_over_shards(_shard_product), state, o.rows)
+        return total / o.n + self._fixed(vectors)
+
+    def apply_sample(self, vectors: np.ndarray, terms: np.ndarray) -> np.ndarray:
+        o = self.objective
+        state = (o.loss, self.weights, np.ascontiguousarray(vectors), terms)
+        total = o.executor.reduce(o.dataset, sum_over_shards(_shard_sample_product), state, o.rows)
+        return total * (self.n_terms / (len(terms) * o.n)) + self._fixed(vectors)
+
+    def dense_blocks(self) -> np.ndarray:
+        o = self.objective
+        blocks: np.ndarray = o.executor.reduce(
+            o.dataset, sum_over_shards(_shard_hessian), (o.loss, self.weights), o.rows
+        )
+        blocks = blocks / o.n
+        diagonal = np.arange(blocks.shape[1])
+        blocks[:, diagonal, diagonal] += np.tile(o.penalty + o.damping, blocks.shape[1] // o.d)
+        if np.any(self._gauge):
+            by_output = blocks.reshape(o.k, o.d, o.k, o.d)
+            features = np.flatnonzero(self._gauge)
+            for j in features:
+                by_output[:, j, :, j] += self._gauge[j] / o.k
+        return blocks
+
+    def preconditioner(self) -> Callable[[np.ndarray], np.ndarray]:
+        """Inverse of the Hessian that has the mean of C in the place of every example's C.
+
+        With C = R diag(c) R' it is, in the basis R, a d by d matrix `c_j X'X/n + diag(penalty)` for
+        each j; where those do not fit, only their diagonals.
+        """
+        o = self.objective
+        curvature = o.executor.reduce(
+            o.dataset, sum_over_shards(_shard_curvature), (o.loss, self.weights), o.rows
+        )
+        curvature = curvature / o.n
+        if o.loss.separable:
+            values, basis = curvature, np.eye(o.k)
+        else:
+            values, basis = eigh(curvature)
+        # The mean curvature can vanish (a saturated hinge); the preconditioner must not.
+        values = np.maximum(values, 1e-8 * max(float(values.max()), 1e-30))
+        flat = np.square(basis.sum(axis=0)) / o.k
+        fixed = o.penalty + o.damping + 1e-14 * np.trace(o.gram) / o.d
+        diagonals = fixed[None, :] + flat[:, None] * self._gauge
+        if 8 * o.k * o.d**2 > _PRECONDITIONER_BYTES:
+            diagonals = diagonals + values[:, None] * np.diag(o.gram)
+
+            def by_diagonal(vectors: np.ndarray) -> np.ndarray:
+                parts = np.tensordot(basis.T, vectors.reshape(o.k, o.d, -1), 1) / diagonals[:, :, None]
+                return np.tensordot(basis, parts, 1).reshape(vectors.shape)
+
+            return by_diagonal
+        factors = [
+            cho_factor(value * o.gram + np.diag(diagonal), lower=True, check_finite=False)
+            for value, diagonal in zip(values, diagonals, strict=True)
+        ]
+
+        def by_factors(vectors: np.ndarray) -> np.ndarray:
+            parts = vectors.reshape(o.k, o.d, -1)
+            if not o.loss.separable:
+                parts = np.tensordot(basis.T, parts, 1)
+            solved = np.stack(
+                [cho_solve(f, part, check_finite=False) for f, part in zip(factors, parts, strict=True)]
+            )
+            if not o.loss.separable:
+                solved = np.tensordot(basis, solved, 1)
+            return solved.reshape(vectors.shape)
+
+        return by_factors
+
+    def _fixed(self, vectors: np.ndarray) -> np.ndarray:
+        """What penalty, damping and the flat directions add to H V."""
+        o = self.objective
+        parts = vectors.reshape(o.k, o.d, -1)
+        product = parts * (o.penalty + o.damping)[:, None]
+        if np.any(self._gauge):
+            product = product + parts.mean(axis=0) * self._gauge[:, None]
+        return product.reshape(vectors.shape)
+
+
+def row_chunks(n: int, bytes_per_row: float) -> Iterator[slice]:
+    """Slices of n rows whose temporaries stay within the working memory."""
+    step = max(1, int(_WORKING_BYTES / max(bytes_per_row, 1.0)))
+    for start in range(0, n, step):
+        yield slice(start, min(start + step, n))
+
+
+def _shard_value(shard: Shard, state: tuple[Loss, np.ndarray], rows: Rows) -> tuple[Any, ...]:
+    loss, weights = state
+    f = linear.logits(weights, shard.features)
+    value = loss.value(f, shard.targets)
+    residual = loss.residual(f, shard.targets)
+    squares = np.square(residual).sum(axis=1) * np.square(shard.features).sum(axis=1)
+    example_weights = rows.get("example_weights")
+    if example_weights is not None:
+        value, squares = value * example_weights, squares * example_weights
+        residual = residual * example_weights[:, None]
+    return value.sum(), linear.gradient_sum(residual, shard.features), squares.sum()
+
+
+def _shard_gram(shard: Shard, state: None, rows: Rows) -> np.ndarray:
+    weights = rows.get("example_weights")
+    return linear.weighted_gram(shard.features, np.ones(len(shard.features)) if weights is None else weights)
+
+
+def _shard_curvature(shard: Shard, state: tuple[Loss, np.ndarray], rows: Rows) -> np.ndarray:
+    loss, weights = state
+    curvature = loss.curvature(linear.logits(weights, shard.features), shard.targets)
+    example_weights = rows.get("example_weights")
+    if example_weights is None:
+        return curvature.sum(axis=0)
+    return np.tensordot(example_weights, curvature, 1)
+
+
+def _shard_hessian(shard: Shard, state: tuple[Loss, np.ndarray], rows: Rows) -> np.ndarray:
+    loss, weights = state
+    return linear.hessian_sum(loss, weights, shard.features, shard.targets, rows.get("example_weights"))
+
+
+def _product(
+    loss: Loss,
+    weights: np.ndarray,
+    features: np.ndarray,
+    targets: np.ndarray,
+    vectors: np.ndarray,
+    example_weights: np.ndarray | None,
+) -> np.ndarray:
+    total = np.zeros_like(vectors)
+    for part in row_chunks(len(features), 32.0 * loss.outputs * vectors.shape[1]):
+        total += linear.hessian_vector_product_sum(
+            loss,
+            weights,
+            features[part],
+            targets[part],
+            vectors,
+            None if example_weights is None else example_weights[part],
+        )
+    return total
+
+
+def _shard_product(shard: Shard, state: tuple[Loss, np.ndarray, np.ndarray], rows: Rows) -> np.ndarray:
+    loss, weights, vectors = state
+    return _product(loss, weights, shard.features, shard.targets, vectors, rows.get("example_weights"))
+
+
+def _shard_sample_product(
+    shard: Shard, state: tuple[Loss, np.ndarray, np.ndarray, np.ndarray], rows: Rows
+) -> np.ndarray:
+    loss, weights, vectors, terms = state
+    inside = terms[(terms >= shard.start) & (terms < shard.start + len(shard.features))] - shard.start
+    example_weights = rows.get("example_weights")
+    return _product(
+        loss,
+        weights,
+        shard.features[inside],
+        shard.targets[inside],
+        vectors,
+        None if example_weights is None else example_weights[inside],
+    )

@@ -1,0 +1,63 @@
+"""Weights that the user brings, as an .npz file."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+from influence_batch.errors import InputError
+
+_KEY = "model.weights"
+
+
+def load_weights(path: str, *, k: int, d: int, intercept: bool) -> np.ndarray:
+    """Weights (k, d) or, with an intercept, (k, d + 1), from `coef` (d, k) or (d,) and `intercept` (k,).
+
+    Raises:
+        InputError: no such file, not an .npz, an array that is missing, not numeric, of the wrong
+            shape or not finite.
+    """
+    expected = f"`coef` of shape ({d}, {k})" + (f" or ({d},)" if k == 1 else "")
+    expected += f" and `intercept` of shape ({k},)" if intercept else ""
+    arrays: dict[str, np.ndarray] = {}
+    try:
+        # Pickled arrays can run code when loaded; none is ever loaded here.
+        with np.load(Path(path), allow_pickle=False) as file:
+            if not isinstance(file, np.lib.npyio.NpzFile):
+                raise InputError(f"{_KEY}: {path} is one array; expected an .npz with {expected}")
+            names = list(file.files)
+            for name in ("coef", "intercept"):
+                if name in names:
+                    arrays[name] = file[name]
+    except FileNotFoundError:
+        raise InputError(f"{_KEY}: {path} does not exist; expected an .npz with {expected}") from None
+    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
+        raise InputError(
+            f"{_KEY}: {path} cannot be read as an .npz of numbers ({error}); expected {expected}"
+        ) from None
+    if "coef" not in arrays or (intercept and "intercept" not in arrays):
+        raise InputError(f"{_KEY}: {path} has the arrays {', '.join(names) or 'none'}; expected {expected}")
+    if not intercept and "intercept" in arrays:
+        raise InputError(
+            f"{_KEY}: {path} has an `intercept` and model.intercept is false; expected {expected}"
+        )
+    for name, array in arrays.items():
+        if not np.issubdtype(array.dtype, np.number) or np.iscomplexobj(array):
+            raise InputError(f"{_KEY}: `{name}` of {path} has the type {array.dtype}; expected real numbers")
+        if not np.all(np.isfinite(array)):
+            bad = int(np.count_nonzero(~np.isfinite(array)))
+            raise InputError(
+                f"{_KEY}: `{name}` of {path} has {bad} NaN or infinite entries; expected finite ones"
+            )
+    coef = arrays["coef"].astype(np.float64)
+    if coef.shape != (d, k) and not (k == 1 and coef.shape == (d,)):
+        raise InputError(f"{_KEY}: `coef` of {path} has the shape {coef.shape}; expected {expected}")
+    weights = coef.reshape(d, k).T
+    if not intercept:
+        return np.ascontiguousarray(weights)
+    bias = arrays["intercept"].astype(np.float64)
+    if bias.shape != (k,) and not (k == 1 and bias.shape == ()):
+        raise InputError(f"{_KEY}: `intercept` of {path} has the shape {bias.shape}; expected {expected}")
+    return np.concatenate([weights, bias.reshape(k, 1)], axis=1)

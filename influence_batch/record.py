@@ -1,0 +1,176 @@
+"""run.json: all that is needed to repeat a run, and what it found out about itself."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import resource
+import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import numpy as np
+
+from influence_batch.dataset import Dataset, Inspection
+from influence_batch.detection import Reading
+from influence_batch.stages import Crossed, Data, Explained, Model
+
+FORMAT = 1
+_PACKAGES = ("influence_batch", "numpy", "scipy", "pandas", "pyarrow", "fsspec", "pydantic")
+
+
+def run_record(
+    data: Data,
+    model: Model,
+    explained: Explained,
+    crossed: Crossed,
+    reading: Reading,
+    n_suspects: int,
+    seconds: Mapping[str, float],
+) -> dict[str, Any]:
+    """Content of run.json, as plain JSON types."""
+    config = data.prepared.config
+    content = config.model_dump(mode="json")
+    points = crossed.test_points
+    residual = points["residual"]
+    n_test = len(residual)
+    sampled = data.test is None
+    test: dict[str, Any] = {"rows": n_test, "sampled_from_train": sampled}
+    if data.test is not None and data.test_inspection is not None:
+        test |= _describe(data.test, data.test_inspection)
+    return {
+        "format": FORMAT,
+        "name": config.name,
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "config": content,
+        "config_fingerprint": _fingerprint(content),
+        "versions": _versions(),
+        "train": {"rows": data.train.n_rows, **_describe(data.train, data.train_inspection)},
+        "test": test,
+        "model": {
+            "kind": config.model.kind,
+            "task": "regression" if data.prepared.regression else "classification",
+            "features": model.objective.d - config.model.intercept,
+            "outputs": model.objective.k,
+            "parameters": model.objective.p,
+            "objective": model.fit.value,
+            "gradient_norm": model.fit.gradient_norm,
+            "gradient_tolerance": config.model.gradient_tolerance,
+            "iterations": model.fit.iterations,
+            "fitted_by": model.fit.method,
+            "weights": "model.npz",
+            "feature_steps": [
+                f"features-{number}-{step.kind}.npz"
+                for number, step in enumerate(model.objective.dataset.steps)
+            ],
+        },
+        "solver": {
+            "kind": explained.choice.kind,
+            "reason": explained.choice.reason,
+            "rtol": config.solver.rtol,
+            "largest_residual": _finite(max(residual.max(), crossed.mean_solve.residual[0])),
+            "largest_iterations": int(points["iterations"].max()),
+            "unconverged_test_points": int(np.count_nonzero(~points["converged"])),
+            "mean_influence_converged": bool(crossed.mean_solve.converged[0]),
+            "detail": crossed.mean_solve.detail,
+        },
+        "detection": _detection(data, reading, n_suspects),
+        "notes": _notes(data, model, crossed, n_test),
+        "seconds": {stage: round(value, 4) for stage, value in seconds.items()},
+        "peak_memory_bytes": _peak_memory(),
+    }
+
+
+def _describe(dataset: Dataset, inspection: Inspection) -> dict[str, Any]:
+    columns = dataset.columns
+    files: dict[str, int] = {}
+    for ref in dataset.refs:
+        files[ref.path] = files.get(ref.path, 0) + ref.rows
+    described: dict[str, Any] = {
+        "fingerprint": inspection.fingerprint,
+        "files": [{"path": path, "rows": rows} for path, rows in files.items()],
+        "shards": dataset.n_shards,
+        "id_column": columns.id,
+        "label_column": columns.label,
+        "feature_columns": list(columns.features),
+        "features": dataset.width,
+    }
+    if dataset.classes is not None:
+        codes = dataset.encode(inspection.labels)
+        counts = np.bincount(codes, minlength=len(dataset.classes))
+        described["classes"] = [
+            {"label": label, "rows": int(count)} for label, count in zip(dataset.classes, counts, strict=True)
+        ]
+    return described
+
+
+def _detection(data: Data, reading: Reading, n_suspects: int) -> dict[str, Any]:
+    detection: dict[str, Any] = {
+        "n_suspects": n_suspects,
+        "estimated_errors": reading.estimated_errors,
+        "estimated_errors_low": reading.low,
+        "estimated_errors_high": reading.high,
+        "evidence": reading.evidence,
+    }
+    if reading.noise is not None and data.train.classes is not None:
+        detection["temperature"] = reading.noise.temperature
+        detection["noise_matrix"] = {
+            "classes": list(data.train.classes),
+            "given_by_true": reading.noise.matrix.round(6).tolist(),
+        }
+    if reading.outliers is not None:
+        detection["outliers"] = vars(reading.outliers)
+    return detection
+
+
+def _notes(data: Data, model: Model, crossed: Crossed, n_test: int) -> list[str]:
+    """What a reader of the report must know, in sentences."""
+    config = data.prepared.config
+    notes = []
+    if data.test is None:
+        notes.append(
+            f"There is no test set: a sample of {n_test} rows of train (seed {config.seed}) serves as test "
+            "points, a row's influence on itself left out."
+        )
+    if model.fit.method == "given" and not config.model.require_optimum:
+        notes.append(
+            f"The weights were given and not checked: their relative gradient norm is "
+            f"{model.fit.gradient_norm:.2g}. Influences hold at an optimum, where it is 0."
+        )
+    unconverged = int(np.count_nonzero(~crossed.test_points["converged"]))
+    if unconverged:
+        notes.append(
+            f"{unconverged} of {n_test} test points missed the solver's tolerance; their influences are "
+            "not to be relied on (test_points.converged is false)."
+        )
+    if not crossed.mean_solve.converged[0]:
+        notes.append("mean_test_influence missed the solver's tolerance and is not to be relied on.")
+    return notes
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version(), "platform": platform.platform()}
+    for package in _PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = "not installed"
+    return versions
+
+
+def _fingerprint(content: Mapping[str, Any]) -> str:
+    canonical = json.dumps(content, sort_keys=True, default=str).encode()
+    return f"sha256:{hashlib.sha256(canonical).hexdigest()}"
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no infinity: null says that a residual was not finite."""
+    return float(value) if np.isfinite(value) else None
+
+
+def _peak_memory() -> int:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak if sys.platform == "darwin" else peak * 1024)

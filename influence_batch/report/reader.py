@@ -1,0 +1,65 @@
+"""Reading a run back as data frames."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow.parquet as pq
+
+from influence_batch.errors import InputError
+
+
+@dataclass(frozen=True)
+class Report:
+    """A run on disk; each table is read when it is first asked for."""
+
+    run_dir: Path
+
+    @cached_property
+    def examples(self) -> pd.DataFrame:
+        """A row per training example."""
+        return self._table("examples.parquet")
+
+    @cached_property
+    def suspects(self) -> pd.DataFrame:
+        """The ranked list."""
+        return self._table("suspects.parquet")
+
+    @cached_property
+    def cross_influence(self) -> pd.DataFrame:
+        """The most harmful and most helpful training examples of every test point."""
+        return self._table("cross_influence")
+
+    @cached_property
+    def test_points(self) -> pd.DataFrame:
+        """A row per test point."""
+        return self._table("test_points.parquet")
+
+    @cached_property
+    def run(self) -> dict[str, Any]:
+        """Config, fingerprints, versions, timings and diagnostics."""
+        content: dict[str, Any] = json.loads((self.run_dir / "run.json").read_text(encoding="utf-8"))
+        return content
+
+    def _table(self, name: str) -> pd.DataFrame:
+        # `partitioning=None`: the folder's own name, run_id=..., is no column of a single run.
+        return pq.read_table(self.run_dir / name, partitioning=None).to_pandas()
+
+
+def load_report(run_dir: str | Path) -> Report:
+    """The report in a run's folder.
+
+    Raises:
+        InputError: the folder is not a run.
+    """
+    folder = Path(run_dir)
+    if not (folder / "run.json").is_file():
+        inner = sorted(folder.glob("run_id=*"))
+        hint = f"; the latest run in it is {inner[-1].name}" if inner else ""
+        raise InputError(f"{folder} is not a run: it has no run.json{hint}")
+    return Report(folder)

@@ -1,0 +1,137 @@
+"""The columns of every table of a run: the one place that names and explains them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+# Types that follow the user's own columns.
+ID, LABEL = "id", "label"
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column: name, Arrow type (or `id` / `label` for the user's own), meaning."""
+
+    name: str
+    type: pa.DataType | str
+    meaning: str
+
+
+_F, _I, _B, _S = pa.float64(), pa.int64(), pa.bool_(), pa.string()
+
+_EXAMPLES = (
+    Column(
+        "id", ID, "the example's id in train; its row number, from 0, where the config names no id column"
+    ),
+    Column("given_label", LABEL, "the label as the data have it"),
+    Column(
+        "suggested_label",
+        LABEL,
+        "the most probable other label where the given one is in doubt (suspects, and p_mislabeled of 0.5 "
+        "and more), else the given label; for regression the prediction of the model without the example",
+    ),
+    Column(
+        "suggested_probability",
+        _F,
+        "probability that the most probable other label is the true one (null for regression)",
+    ),
+    Column("predicted_label", LABEL, "prediction of the model trained on all of train"),
+    Column("loss", _F, "loss of the given label under the model trained on all of train"),
+    Column(
+        "self_influence",
+        _F,
+        "(1/n) g' H^-1 g: by how much, to first order, the example's own loss rises when it is left out; "
+        "never negative, large for examples that the model fits only because it saw them",
+    ),
+    Column(
+        "mean_test_influence",
+        _F,
+        "mean over the test points of the first-order rise of their loss when the example is left out: "
+        "positive is helpful, negative harmful",
+    ),
+    Column(
+        "mean_test_leave_one_out_influence",
+        _F,
+        "the same with the leverage correction, so that the number is near to what retraining would show",
+    ),
+    Column(
+        "loo_probability",
+        _F,
+        "probability of the given label under the model without the example; for regression the "
+        "two-sided tail probability of its left-out residual",
+    ),
+    Column("loo_predicted_label", LABEL, "prediction of the model without the example"),
+    Column("p_mislabeled", _F, "probability that the given label is wrong"),
+    Column("rank", _I, "1 for the most suspect example of train"),
+    Column("is_suspect", _B, "whether the example is on the list (detection.threshold or detection.budget)"),
+    Column(
+        "row_fingerprint",
+        pa.uint64(),
+        "hash of the example's features and label: equal for equal content, whatever file it stands in",
+    ),
+)
+
+TABLES: Mapping[str, tuple[Column, ...]] = {
+    "examples": _EXAMPLES,
+    "suspects": _EXAMPLES,
+    "cross_influence": (
+        Column("test_id", ID, "id of the test point"),
+        Column("train_id", ID, "id of the training example"),
+        Column(
+            "influence",
+            _F,
+            "(1/n) g_t' H^-1 g_i: by how much, to first order, the test point's loss rises when the training "
+            "example is left out; positive is helpful, negative harmful",
+        ),
+        Column("leave_one_out_influence", _F, "the same with the leverage correction"),
+        Column("direction", _S, "harmful (leaving the example out lowers the loss) or helpful"),
+        Column("rank", _I, "1 for the strongest of its test point and direction"),
+    ),
+    "test_points": (
+        Column("id", ID, "the test point's id"),
+        Column("label", LABEL, "its label as the data have it"),
+        Column("predicted_label", LABEL, "prediction of the model trained on all of train"),
+        Column("loss", _F, "loss of the label under that model"),
+        Column("iterations", _I, "passes the solver made for this point's inverse-Hessian-vector product"),
+        Column("residual", _F, "true |b - Hx| / |b| of that solve"),
+        Column(
+            "converged",
+            _B,
+            "whether the residual is within solver.rtol; influences are wrong where it is not",
+        ),
+    ),
+}
+
+
+def table_schema(name: str, id_type: pa.DataType, label_type: pa.DataType) -> pa.Schema:
+    """Arrow schema of a table, with each column's meaning as `description` in its metadata."""
+    own = {ID: id_type, LABEL: label_type}
+    return pa.schema(
+        [
+            pa.field(
+                column.name,
+                own[column.type] if isinstance(column.type, str) else column.type,
+                metadata={"description": column.meaning},
+            )
+            for column in TABLES[name]
+        ]
+    )
+
+
+def describe_tables() -> dict[str, list[dict[str, str]]]:
+    """Name, type and meaning of every column of every table, as plain data."""
+    own = {ID: "as the id column", LABEL: "as the label column"}
+    return {
+        name: [
+            {
+                "name": column.name,
+                "type": own[column.type] if isinstance(column.type, str) else str(column.type),
+                "meaning": column.meaning,
+            }
+            for column in columns
+        ]
+        for name, columns in TABLES.items()
+    }

@@ -1,0 +1,82 @@
+"""What a solver sees of a Hessian."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from influence_batch.solvers.result import SolveResult
+
+
+class BlockShape(NamedTuple):
+    """The Hessian's diagonal blocks: `blocks` of size `size`, each standing for `copies` equal ones."""
+
+    blocks: int
+    size: int
+    copies: int
+
+
+class Operator(Protocol):
+    """A symmetric positive definite matrix H (p, p), known by what it does to vectors.
+
+    H is a mean over `n_terms` terms plus a fixed part (`l2`, `damping`), which is what a
+    stochastic solver samples from.
+    """
+
+    @property
+    def size(self) -> int:
+        """p."""
+        ...
+
+    @property
+    def n_terms(self) -> int: ...
+
+    @property
+    def block_shape(self) -> BlockShape:
+        """blocks * size * copies = p."""
+        ...
+
+    def apply(self, vectors: np.ndarray) -> np.ndarray:
+        """H V for V (p, m)."""
+        ...
+
+    def apply_sample(self, vectors: np.ndarray, terms: np.ndarray) -> np.ndarray:
+        """An estimate of H V from the terms with these numbers; unbiased for uniform draws."""
+        ...
+
+    def dense_blocks(self) -> np.ndarray:
+        """The diagonal blocks (blocks, size, size) of `block_shape`; H is zero outside them."""
+        ...
+
+    def preconditioner(self) -> Callable[[np.ndarray], np.ndarray]:
+        """V -> M V (p, m), M symmetric positive definite and near to H^-1."""
+        ...
+
+
+class InverseHessian(Protocol):
+    """H^-1 as a solver gives it."""
+
+    @property
+    def name(self) -> str: ...
+
+    def solve(self, right_hand_sides: np.ndarray) -> SolveResult:
+        """H^-1 B for B (p, m)."""
+        ...
+
+    def inverse_blocks(self) -> np.ndarray:
+        """The diagonal blocks of H^-1, in the operator's `block_shape`.
+
+        Raises:
+            SolverError: where a column did not reach the tolerance.
+        """
+        ...
+
+
+def apply_blocks(blocks: np.ndarray, vectors: np.ndarray, copies: int) -> np.ndarray:
+    """The block-diagonal matrix times V (p, m); see `BlockShape`."""
+    b, q, _ = blocks.shape
+    m = vectors.shape[1]
+    parts = vectors.reshape(b, copies, q, m)
+    return np.matmul(blocks[:, None], parts).reshape(-1, m)

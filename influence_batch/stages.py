@@ -1,0 +1,124 @@
+"""What the stages of an audit hand to each other."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from influence_batch.config import AuditConfig
+from influence_batch.dataset import Dataset, Inspection
+from influence_batch.execution import InProcessExecutor
+from influence_batch.influence import Fit, Objective, TrainInfluence
+from influence_batch.models import Loss
+from influence_batch.solvers import InverseHessian, SolveResult
+from influence_batch.solvers.choice import Choice
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What config and file footers say: `read` does the rest."""
+
+    config: AuditConfig
+    train: Dataset
+    test: Dataset | None
+    regression: bool
+
+
+@dataclass(frozen=True)
+class Data:
+    """Checked data: datasets that encode their labels, ids and labels of every row, the loss."""
+
+    prepared: Prepared
+    train: Dataset
+    test: Dataset | None
+    train_inspection: Inspection
+    test_inspection: Inspection | None
+    loss: Loss
+    executor: InProcessExecutor
+
+    def decode(self, values: np.ndarray) -> pa.Array:
+        """Class codes, or numbers of a regression, as labels in the user's type."""
+        if self.train.classes is None:
+            return pa.array(values, type=pa.float64())
+        return pa.array(self.train.classes, type=self.train_inspection.labels.type).take(pa.array(values))
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model at its optimum: objective (features fitted, intercept in place) and weights."""
+
+    objective: Objective
+    test: Dataset | None
+    fit: Fit
+
+
+@dataclass(frozen=True)
+class Explained:
+    """The inverse Hessian, and what it says of each training example."""
+
+    inverse: InverseHessian
+    choice: Choice
+    train: TrainInfluence
+
+
+@dataclass(frozen=True)
+class Crossed:
+    """Test points and mean influences; cross_influence itself is on disk already.
+
+    Attributes:
+        test_points: columns of the table.
+        mean_first_order, mean_leave_one_out: (n,) influence on the mean test loss.
+        mean_solve: the solve behind those.
+    """
+
+    test_points: Mapping[str, Any]
+    mean_first_order: np.ndarray
+    mean_leave_one_out: np.ndarray
+    mean_solve: SolveResult
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished run."""
+
+    run_dir: Path
+    run: Mapping[str, Any] = field(repr=False)
+
+    def summary(self) -> dict[str, Any]:
+        """The object that `influence-batch audit --json` prints."""
+        detection = self.run["detection"]
+        return {
+            "run_dir": str(self.run_dir),
+            "n_train": self.run["train"]["rows"],
+            "n_test": self.run["test"]["rows"],
+            "n_suspects": detection["n_suspects"],
+            "estimated_errors": detection["estimated_errors"],
+            "estimated_errors_low": detection["estimated_errors_low"],
+            "estimated_errors_high": detection["estimated_errors_high"],
+            "seconds": self.run["seconds"],
+        }
+
+
+class Clock:
+    """Wall time by stage, in seconds: `with clock("fit"): ...`."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._stage = ""
+        self._start = 0.0
+
+    def __call__(self, stage: str) -> Clock:
+        self._stage = stage
+        return self
+
+    def __enter__(self) -> None:
+        self._start = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds[self._stage] = time.perf_counter() - self._start
