@@ -1,0 +1,64 @@
+"""Fixtures that more than one folder of tests uses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from influence_batch.dataset.shards import Shard
+from influence_batch.execution import InProcessExecutor
+
+SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+class ArraySource:
+    """A sharded dataset that is two arrays: what the numerics are tested on without any file."""
+
+    def __init__(self, features: np.ndarray, targets: np.ndarray, sizes: Sequence[int] | int = 10**9) -> None:
+        self.features, self.targets = features, targets
+        n = len(targets)
+        if isinstance(sizes, int):
+            self.edges = [*range(0, n, sizes), n]
+        else:
+            self.edges = [0, *np.cumsum(sizes).tolist()]
+            assert self.edges[-1] == n
+        self.token = str(id(self))
+        self.loads = 0
+
+    @property
+    def n_rows(self) -> int:
+        return len(self.targets)
+
+    @property
+    def n_shards(self) -> int:
+        return len(self.edges) - 1
+
+    def bounds(self, index: int) -> tuple[int, int]:
+        return self.edges[index], self.edges[index + 1]
+
+    def load(self, index: int) -> Shard:
+        start, stop = self.bounds(index)
+        self.loads += 1
+        return Shard(start, self.features[start:stop], self.targets[start:stop])
+
+
+@pytest.fixture
+def executor() -> InProcessExecutor:
+    return InProcessExecutor(2**28)
+
+
+@pytest.fixture(scope="session")
+def mnist_path() -> Path:
+    path = SHARED_DATA / "mnist.npz"
+    if not path.exists():
+        pytest.skip("no mnist.npz in ../shared/data")
+    return path
+
+
+@pytest.fixture(scope="session")
+def mnist(mnist_path: Path) -> dict[str, np.ndarray]:
+    with np.load(mnist_path) as data:
+        return {name: data[name] for name in data.files}
