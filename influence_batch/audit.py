@@ -244,9 +244,9 @@ def _given(data: Data, objective: Objective, width: int) -> Fit:
     if config.require_optimum and norm > config.gradient_tolerance:
         raise InputError(
             f"model.weights: {config.weights} is no optimum of the objective: its gradient norm is "
-            f"{norm:.2g}; accepted: at most "
-            f"model.gradient_tolerance = {config.gradient_tolerance:g}, with the model.l2, features and train data the weights were fitted with; or model.require_optimum: false, and "
-            "influences that are only as good as the weights"
+            f"{norm:.2g}; accepted: at most model.gradient_tolerance = {config.gradient_tolerance:g}, with "
+            "the model.l2, features and train data the weights were fitted with; or "
+            "model.require_optimum: false, and influences that are only as good as the weights"
         )
     return Fit(weights, point.value, norm, 0, "given")
 

@@ -69,8 +69,8 @@ class SolveResult:
         raise SolverError(
             f"the inverse-Hessian solve ended as {self.status.name.lower()}: {failed} of "
             f"{self.residual.size} columns missed the tolerance {self.rtol:g}, "
-            f"the worst residual is {np.max(self.residual):.2g} after {int(np.max(self.iterations))} iterations"
-            f"{'; ' + self.detail if self.detail else ''}. "
+            f"the worst residual is {np.max(self.residual):.2g} after "
+            f"{int(np.max(self.iterations))} iterations{'; ' + self.detail if self.detail else ''}. "
             f"Remedy: {self.status.value}."
         )
 
