@@ -3,20 +3,41 @@
 from __future__ import annotations
 
 import difflib
+import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ByteSize,
+    ConfigDict,
+    Field,
+    ValidationError,
+)
+from pydantic_core import PydanticCustomError
 
 from influence_batch.errors import InputError
 
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+def _no_truth_value(value: Any) -> Any:
+    """Pydantic would take `l2: true` for 1.0."""
+    if isinstance(value, bool):
+        raise PydanticCustomError("truth_value", "a truth value is no number")
+    return value
+
+
+_Int = Annotated[int, BeforeValidator(_no_truth_value)]
+_Float = Annotated[float, BeforeValidator(_no_truth_value)]
 
 
 class TrainSource(_Section):
@@ -37,7 +58,7 @@ class TestSource(_Section):
     id: str | None = Field(None, description="name of the id column (default: as in train)")
     label: str | None = Field(None, description="name of the label column (default: as in train)")
     features: str | list[str] | None = Field(None, description="feature columns (default: as in train)")
-    trusted: bool = Field(False, description="true when the test labels are known to be right")
+    trusted: bool = Field(False, description="true or false: true when the test labels are known to be right")
 
 
 class Standardize(_Section):
@@ -50,30 +71,37 @@ class UnitNorm(_Section):
 
 class Pca(_Section):
     kind: Literal["pca"] = "pca"
-    components: int = Field(50, ge=1, description="a whole number of components, 1 or more")
-    whiten: bool = Field(False, description="true scales every component to unit variance")
+    components: _Int = Field(50, ge=1, description="a whole number of components, 1 or more")
+    whiten: bool = Field(False, description="true or false: true scales every component to unit variance")
 
 
-_Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+_Positive = Annotated[_Float, Field(gt=0, allow_inf_nan=False)]
 _Gamma = Annotated[
     _Positive | Literal["scale"],
-    Field(description="kernel exp(-gamma |x - y|^2): a number above 0, or scale for 1 / (d * variance)"),
+    Field(description="a number above 0, or scale for 1 / (d * variance): kernel exp(-gamma |x - y|^2)"),
 ]
 
 
 class RandomFourier(_Section):
     kind: Literal["random_fourier"] = "random_fourier"
-    components: int = Field(1000, ge=1, description="a whole number of features, 1 or more")
+    components: _Int = Field(1000, ge=1, description="a whole number of features, 1 or more")
     gamma: _Gamma = "scale"
 
 
 class Nystroem(_Section):
     kind: Literal["nystroem"] = "nystroem"
-    components: int = Field(500, ge=1, description="a whole number of landmark rows, 1 or more")
+    components: _Int = Field(500, ge=1, description="a whole number of landmark rows, 1 or more")
     gamma: _Gamma = "scale"
 
 
 StepConfig = Annotated[Standardize | UnitNorm | Pca | RandomFourier | Nystroem, Field(discriminator="kind")]
+
+
+def _with_kind(value: Any) -> Any:
+    """`cg` for `{kind: cg}`; a section that names no kind keeps the default one."""
+    if isinstance(value, str):
+        return {"kind": value}
+    return {"kind": "auto", **value} if isinstance(value, Mapping) else value
 
 
 def _as_steps(value: Any) -> Any:
@@ -93,10 +121,10 @@ class ModelConfig(_Section):
         description="auto, classification or regression; auto takes numeric labels under `squared` "
         "for regression and everything else for classification",
     )
-    l2: float = Field(1e-3, ge=0, allow_inf_nan=False, description="a number, 0 or more")
+    l2: _Float = Field(1e-3, ge=0, allow_inf_nan=False, description="a number, 0 or more")
     intercept: bool = Field(True, description="true or false")
     penalize_intercept: bool = Field(False, description="true or false")
-    temperature: float = Field(
+    temperature: _Float = Field(
         0.1, gt=0, allow_inf_nan=False, description="smooth_hinge only: a number above 0"
     )
     features: Annotated[tuple[StepConfig, ...], BeforeValidator(_as_steps)] = Field(
@@ -107,19 +135,19 @@ class ModelConfig(_Section):
         description="path of an .npz file with coef (d, k) or (d,) and, with an intercept, intercept (k,)",
     )
     require_optimum: bool = Field(
-        True, description="true refuses weights that are no optimum of the objective"
+        True, description="true or false: true refuses weights that are no optimum of the objective"
     )
-    gradient_tolerance: float = Field(
+    gradient_tolerance: _Float = Field(
         1e-8,
         gt=0,
         allow_inf_nan=False,
         description="a number above 0: largest gradient norm of the objective, "
         "relative to the root mean square norm of the examples' gradients at zero weights",
     )
-    max_iterations: int = Field(200, ge=1, description="a whole number of Newton iterations, 1 or more")
+    max_iterations: _Int = Field(200, ge=1, description="a whole number of Newton iterations, 1 or more")
 
 
-_Rtol = Annotated[float, Field(gt=0, lt=1, description="largest |b - Hx| / |b|: a number between 0 and 1")]
+_Rtol = Annotated[_Float, Field(gt=0, lt=1, description="a number between 0 and 1: largest |b - Hx| / |b|")]
 
 
 class _SolverSection(_Section):
@@ -139,7 +167,7 @@ class DirectSolver(_SolverSection):
 
 class CgSolver(_SolverSection):
     kind: Literal["cg"] = "cg"
-    max_iterations: int = Field(1000, ge=1, description="a whole number of iterations, 1 or more")
+    max_iterations: _Int = Field(1000, ge=1, description="a whole number of iterations, 1 or more")
 
 
 class LissaSolver(_SolverSection):
@@ -148,39 +176,51 @@ class LissaSolver(_SolverSection):
     scale: _Positive | Literal["auto"] = Field(
         "auto", description="a number above the largest eigenvalue of H, or auto (found by power iteration)"
     )
-    depth: int = Field(100, ge=1, description="terms of the series a round: a whole number, 1 or more")
-    repeat: int = Field(1, ge=1, description="independent series averaged a round: a whole number, 1 or more")
-    batch_size: int = Field(
+    depth: _Int = Field(100, ge=1, description="terms of the series a round: a whole number, 1 or more")
+    repeat: _Int = Field(
+        1, ge=1, description="independent series averaged a round: a whole number, 1 or more"
+    )
+    batch_size: _Int = Field(
         1000, ge=1, description="training examples drawn a term: a whole number, 1 or more"
     )
-    max_rounds: int = Field(
+    max_rounds: _Int = Field(
         200, ge=1, description="rounds, each on the residual of the last: a whole number, 1 or more"
     )
 
 
-SolverConfig = Annotated[AutoSolver | DirectSolver | CgSolver | LissaSolver, Field(discriminator="kind")]
+SolverConfig = Annotated[
+    AutoSolver | DirectSolver | CgSolver | LissaSolver,
+    Field(discriminator="kind"),
+    BeforeValidator(_with_kind),
+]
 
 
 class InfluenceConfig(_Section):
-    top_k: int = Field(20, ge=1, description="a whole number, 1 or more")
+    top_k: _Int = Field(20, ge=1, description="a whole number, 1 or more")
     estimator: Literal["leave_one_out", "first_order"] = Field(
         "leave_one_out", description="leave_one_out or first_order: ranks cross_influence"
     )
     same_label: bool = Field(
-        False, description="true ranks, for each test point, only training examples of its own label"
+        False,
+        description="true or false: true ranks, for each test point, only training examples of its own label",
     )
-    damping: float = Field(
-        0.0, ge=0, allow_inf_nan=False, description="added to the diagonal of H: 0 or more"
+    damping: _Float = Field(
+        0.0, ge=0, allow_inf_nan=False, description="a number, 0 or more: added to the diagonal of H"
     )
-    test_sample: int = Field(
-        1000, ge=1, description="rows of train that serve as test points where there is no test set"
+    test_sample: _Int = Field(
+        1000,
+        ge=1,
+        description="a whole number, 1 or more: rows of train that serve as test points where there is no "
+        "test set",
     )
 
 
 class DetectionConfig(_Section):
-    threshold: float = Field(0.5, ge=0, le=1, description="a number from 0 to 1 on p_mislabeled")
-    budget: int | None = Field(
-        None, ge=1, description="length of the list, which then replaces the threshold"
+    threshold: _Float = Field(0.5, ge=0, le=1, description="a number from 0 to 1 on p_mislabeled")
+    budget: _Int | None = Field(
+        None,
+        ge=1,
+        description="a whole number, 1 or more: length of the list, which then replaces the threshold",
     )
 
 
@@ -194,19 +234,24 @@ class AuditConfig(_Section):
     name: str = Field(
         "audit",
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
-        description="letters, digits, dot, dash and underscore: the folder of its reports",
+        description="letters, digits, dot, dash and underscore, a letter or digit first: the folder of its "
+        "reports (default: name of the config file)",
     )
-    train: TrainSource
+    train: TrainSource = Field(description="a mapping with the keys path, id, label, features")
     test: TestSource | None = None
     model: ModelConfig = ModelConfig()
     solver: SolverConfig = AutoSolver()
     influence: InfluenceConfig = InfluenceConfig()
     detection: DetectionConfig = DetectionConfig()
     cluster: ClusterConfig = ClusterConfig()
-    memory_limit: ByteSize = Field(ByteSize(2 * 1024**3), gt=0, description="a size such as 2GiB or 500MB")
-    shard_rows: int | None = Field(None, ge=1, description="rows a shard (default: from memory_limit)")
-    seed: int = Field(0, ge=0, description="a whole number, 0 or more")
-    reports: str = Field("reports", description="folder of the reports")
+    memory_limit: Annotated[ByteSize, BeforeValidator(_no_truth_value)] = Field(
+        ByteSize(2 * 1024**3), gt=0, description="a size such as 2GiB or 500MB"
+    )
+    shard_rows: _Int | None = Field(
+        None, ge=1, description="a whole number, 1 or more: rows a shard (default: from memory_limit)"
+    )
+    seed: _Int = Field(0, ge=0, description="a whole number, 0 or more")
+    reports: str = Field("reports", description="path of a local folder, for the reports")
 
 
 def load_config(
@@ -234,11 +279,12 @@ def load_config(
     else:
         source, folder = str(config), Path(config).absolute().parent
         content = _read_yaml(Path(config))
-        content.setdefault("name", Path(config).stem)
     for override in overrides:
         _apply_override(content, override)
     # `test: null` and an empty section mean the defaults.
     content = {key: value for key, value in content.items() if value is not None}
+    if not isinstance(config, Mapping):
+        content.setdefault("name", Path(config).stem)
     try:
         checked = AuditConfig.model_validate(content)
     except ValidationError as error:
@@ -254,12 +300,29 @@ def load_config(
 def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
     return str(value) if isinstance(value, Path) else value
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that stands twice in one mapping, of which YAML would keep the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"the key {key.value} stands twice", key.start_mark
+                    )
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; expected the path of a YAML config") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -272,12 +335,13 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         found = "nothing" if content is None else type(content).__name__
         raise InputError(f"{path}: found {found}; expected keys such as `train:` and `model:`")
-    return {str(key): value for key, value in content.items()}
+    plain: dict[str, Any] = _plain(content)
+    return plain
 
 
 def _apply_override(content: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
-    if not separator or not key:
+    if not separator or not all(key.split(".")):
         raise InputError(f"--set {override}: expected KEY=VALUE, such as model.l2=1e-4")
     try:
         value = yaml.safe_load(text)
@@ -304,15 +368,19 @@ def _with_absolute_paths(config: AuditConfig, folder: Path, reports: str | Path 
         update["test"] = config.test.model_copy(update={"path": absolute(config.test.path)})
     if config.model.weights is not None:
         update["model"] = config.model.model_copy(update={"weights": absolute(config.model.weights)})
-    update["reports"] = absolute(config.reports) if reports is None else str(Path(reports).absolute())
+    # pathlib makes one slash of two.
+    given = config.reports if reports is None else str(reports)
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", given):
+        raise InputError(f"reports: found the URL {given}; accepted in this version: a local folder")
+    update["reports"] = absolute(given) if reports is None else str(Path(reports).absolute())
     return config.model_copy(update=update)
 
 
 def _message(error: Any) -> tuple[str, str]:
     """One pydantic error in the user's words: its key, and key, what was found, what is accepted."""
-    section, keys, field = _locate(error["loc"])
+    section, keys, field, kinds = _locate(error["loc"])
     key = ".".join(keys)
-    found = error["input"]
+    found = _shown(error["input"])
     accepted = field.description if field is not None and field.description else error["msg"]
     if error["type"] == "extra_forbidden":
         known = list(section.model_fields) if section else []
@@ -321,22 +389,36 @@ def _message(error: Any) -> tuple[str, str]:
         return key, f"{key}: unknown key; {hint}known keys: {', '.join(known)}"
     if error["type"] == "missing":
         return key, f"{key}: missing; this key has no default; accepted: {accepted}"
-    if error["type"] == "model_type" or error["type"] == "model_attributes_type":
-        keys_of = ", ".join(section.model_fields) if section else "kind"
-        return key, f"{key}: found {found!r}; accepted: a mapping with the keys {keys_of}"
-    if error["type"] in ("union_tag_invalid", "union_tag_not_found"):
-        tags = error["ctx"].get("expected_tags")
-        if tags is None:
-            return key, f"{key}: found {found!r}; accepted: a mapping with `kind`, such as {{kind: ...}}"
+    if kinds and error["type"] in ("model_type", "model_attributes_type", "union_tag_not_found"):
+        return key, f"{key}: found {found}; accepted: a mapping with `kind`: {', '.join(kinds)}"
+    if section and error["type"] in ("model_type", "model_attributes_type"):
+        return (
+            key,
+            f"{key}: found {found}; accepted: a mapping with the keys {', '.join(section.model_fields)}",
+        )
+    if error["type"] == "union_tag_invalid":
         tag = str(error["ctx"]["tag"])
-        near = difflib.get_close_matches(tag, [t.strip("' ") for t in tags.split(",")], n=1, cutoff=0.5)
+        near = difflib.get_close_matches(tag, kinds, n=1, cutoff=0.5)
         hint = f" (did you mean {near[0]}?)" if near else ""
-        return key, f"{key}.kind: found {tag!r}{hint}; accepted: {tags.replace(chr(39), '')}"
-    return key, f"{key}: found {found!r}; accepted: {accepted}"
+        # A feature step is mostly written as its name alone.
+        part = key if key.endswith("]") else f"{key}.kind"
+        return key, f"{part}: found {tag!r}{hint}; accepted: {', '.join(kinds)}"
+    if error["type"] == "string_type" and not isinstance(error["input"], (list, dict, type(None))):
+        return key, f"{key}: found {found}, which is no text without quotes; accepted: {accepted}"
+    return key, f"{key}: found {found}; accepted: {accepted}"
 
 
-def _locate(loc: Sequence[str | int]) -> tuple[type[_Section] | None, list[str], Any]:
-    """The section an error stands in, its key as the user wrote it, and the field's description."""
+def _shown(value: Any) -> str:
+    """A value as YAML has it, near enough."""
+    if value is None:
+        return "nothing"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value) if isinstance(value, date) else repr(value)
+
+
+def _locate(loc: Sequence[str | int]) -> tuple[type[_Section] | None, list[str], Any, list[str]]:
+    """The section an error stands in, its key as the user wrote it, its field, the kinds it may have."""
     section: type[_Section] | None = AuditConfig
     keys: list[str] = []
     field: Any = None
@@ -344,7 +426,7 @@ def _locate(loc: Sequence[str | int]) -> tuple[type[_Section] | None, list[str],
     for part in loc:
         tagged = [s for s in options if s.model_fields["kind"].default == part]
         if tagged:
-            section, options = tagged[0], []
+            section, options, field = tagged[0], [], None
             continue
         if isinstance(part, int):
             keys = [*keys[:-1], f"{keys[-1]}[{part}]"]
@@ -361,7 +443,7 @@ def _locate(loc: Sequence[str | int]) -> tuple[type[_Section] | None, list[str],
             section, options = options[0], []
         elif options:
             section = None
-    return section, keys, field
+    return section, keys, field, [str(option.model_fields["kind"].default) for option in options]
 
 
 def _sections_in(annotation: Any) -> list[type[_Section]]:

@@ -91,7 +91,9 @@ def resolve_columns(
     for name, part in ((label, "label"), (id, "id")):
         if name is not None:
             _require(schema, name, f"{key}.{part}", where)
-    names = _feature_names(schema, key, where, {id, label}, features)
+    names = _feature_names(schema, key, where, id, label, features)
+    for name in names:
+        _require(schema, name, f"{key}.features", where)
     lists = [name for name in names if is_list(schema.field(name).type)]
     if lists and len(names) > 1:
         raise InputError(
@@ -109,26 +111,46 @@ def resolve_columns(
     id_type = pa.int64() if id is None else value_type(schema.field(id).type)
     if not (pt.is_integer(id_type) or is_text(id_type)):
         raise InputError(f"{key}.id: column {id} of {where} is {id_type}; accepted: integers or strings")
-    needed = [name for name in (id, label, *names) if name is not None]
+    if id == label:
+        raise InputError(f"{key}.id: found {id}, which is the label column; expected another column")
+    needed = [(id, "id"), (label, "label"), *((name, "features") for name in names)]
     for file in files[1:]:
-        for name in needed:
+        for name, part in needed:
+            if name is None:
+                continue
             if name not in file.schema.names:
-                raise InputError(f"{key}: column {name} is in {where} and not in {file.path}")
-            one, other = value_type(schema.field(name).type), value_type(file.schema.field(name).type)
-            if not _compatible(one, other):
                 raise InputError(
-                    f"{key}: column {name} is {one} in {where} and {other} in {file.path}; "
+                    f"{key}.{part}: column {name} is in {where} and not in {file.path}; "
+                    "expected it in all files"
+                )
+            _require(file.schema, name, f"{key}.{part}", file.path)
+            one, other = value_type(schema.field(name).type), value_type(file.schema.field(name).type)
+            if not (
+                _same_numbers(one, other) if part == "features" else storage_type(one) == storage_type(other)
+            ):
+                raise InputError(
+                    f"{key}.{part}: column {name} is {one} in {where} and {other} in {file.path}; "
                     "expected one type in all files"
                 )
     return Columns(id, label, tuple(names), bool(lists), label_type, id_type)
 
 
-def _compatible(one: pa.DataType, other: pa.DataType) -> bool:
-    if one == other or (is_text(one) and is_text(other)):
-        return True
+def storage_type(type_: pa.DataType) -> pa.DataType:
+    """The type that ids and labels of a column have once read: one for all of its kin."""
+    if pt.is_integer(type_) and not pt.is_uint64(type_):
+        return pa.int64()
+    if is_text(type_):
+        return pa.string()
+    if pt.is_floating(type_) or pt.is_decimal(type_):
+        return pa.float64()
+    return type_
+
+
+def _same_numbers(one: pa.DataType, other: pa.DataType) -> bool:
+    """Whether features of these types can stand in one column: all numbers are read as float64."""
     if is_list(one) and is_list(other):
         return _is_feature(one.value_type) and _is_feature(other.value_type)
-    return (pt.is_integer(one) and pt.is_integer(other)) or (pt.is_floating(one) and pt.is_floating(other))
+    return _is_feature(one) and _is_feature(other)
 
 
 def _require(schema: pa.Schema, name: str, key: str, where: str) -> None:
@@ -152,14 +174,22 @@ def _feature_names(
     schema: pa.Schema,
     key: str,
     where: str,
-    taken: set[str | None],
+    id: str | None,
+    label: str,
     features: str | Sequence[str] | None,
 ) -> list[str]:
+    taken = {id, label}
+    index = _pandas_index(schema)
     if features is None:
-        others = [field for field in schema if field.name not in taken]
+        others = [field for field in schema if field.name not in taken | index]
         lists = [f.name for f in others if is_list(f.type) and _is_feature(f.type.value_type)]
         numeric = [f.name for f in others if _is_feature(f.type)]
         names = lists if len(lists) == 1 else numeric
+        if not names and lists:
+            raise InputError(
+                f"{key}.features: {where} has {len(lists)} list columns ({_listed(lists)}); "
+                "expected the name of one of them"
+            )
         if not names:
             raise InputError(
                 f"{key}.features: {where} has no numeric column beside id and label; "
@@ -172,7 +202,7 @@ def _feature_names(
             matched = [
                 name
                 for name in fnmatch.filter(schema.names, pattern)
-                if name not in taken and name not in names
+                if name not in taken | index and name not in names
             ]
             if not matched:
                 raise InputError(
@@ -183,7 +213,11 @@ def _feature_names(
         else:
             _require(schema, pattern, f"{key}.features", where)
             if pattern in taken:
-                raise InputError(f"{key}.features: {pattern} is the id or label column of {where}")
+                role = "label" if pattern == label else "id"
+                raise InputError(
+                    f"{key}.features: {pattern} is already the {role} column of {where}; "
+                    "accepted: the columns beside id and label"
+                )
             if pattern not in names:
                 names.append(pattern)
     if not names:
@@ -191,9 +225,20 @@ def _feature_names(
     return names
 
 
+def _pandas_index(schema: pa.Schema) -> set[str]:
+    """Columns in which pandas kept the index of a frame: row numbers, which are no features."""
+    metadata = schema.pandas_metadata or {}
+    return {name for name in metadata.get("index_columns", ()) if isinstance(name, str)}
+
+
 def _check_feature(field: pa.Field, key: str, where: str) -> None:
     type_ = field.type
     if is_list(type_):
+        if pt.is_fixed_size_list(type_) and type_.list_size == 0:
+            raise InputError(
+                f"{key}.features: column {field.name} of {where} has lists of 0 numbers; "
+                "expected at least one in each"
+            )
         if not _is_feature(type_.value_type):
             raise InputError(
                 f"{key}.features: column {field.name} of {where} is {type_}; accepted: lists of {_NUMERIC}"
@@ -206,7 +251,7 @@ def _check_feature(field: pa.Field, key: str, where: str) -> None:
 
 
 def check_comparable(train: Columns, test: Columns) -> None:
-    """Refuse a test set whose labels are of another kind, or whose features are not train's, in order.
+    """Refuse a test set whose labels or ids are of another kind, or whose features are not train's, in order.
 
     Raises:
         InputError: naming the columns that differ.
@@ -215,6 +260,13 @@ def check_comparable(train: Columns, test: Columns) -> None:
     if len(kinds) > 1 and kinds != {"integer", "float"}:
         raise InputError(
             f"test.label: column {test.label} is {test.label_type}, train's is {train.label_type}; "
+            "expected the same type in both"
+        )
+    # Reports have ids of both sets in columns of train's type. Row numbers fit into any.
+    if test.id is not None and storage_type(train.id_type) != storage_type(test.id_type):
+        own = "row numbers" if train.id is None else str(train.id_type)
+        raise InputError(
+            f"test.id: column {test.id} is {test.id_type}, train's ids are {own}; "
             "expected the same type in both"
         )
     if train.embedding != test.embedding:
@@ -229,7 +281,10 @@ def check_comparable(train: Columns, test: Columns) -> None:
     missing = [name for name in train.features if name not in test.features]
     extra = [name for name in test.features if name not in train.features]
     if not missing and not extra:
-        raise InputError("test.features: the columns of train in another order; list them in train's order")
+        raise InputError(
+            "test.features: found the columns of train in another order "
+            f"({_listed(test.features, 5)}); accepted: train's order ({_listed(train.features, 5)})"
+        )
     parts = []
     if missing:
         parts.append(f"{len(missing)} of train's are not in test ({_listed(missing, 5)})")

@@ -53,17 +53,19 @@ def find_files(path: str, key: str) -> list[ParquetFileInfo]:
             f"{key}: {path} cannot be opened ({error}); expected a Parquet file, folder, glob or fsspec URL"
         ) from None
     try:
-        if any(mark in root for mark in "*?["):
+        # What is there under the very name is no glob: brackets in a folder's name, `?` in a URL.
+        literal = filesystem.exists(root)
+        if not literal and any(mark in root for mark in "*?["):
             names = [name for name in filesystem.glob(root) if filesystem.isfile(name)]
             if not names:
                 raise InputError(f"{key}: {path} matches no file; expected a glob that names Parquet files")
-        elif filesystem.isdir(root):
+        elif literal and filesystem.isdir(root):
             names = [name for name in filesystem.find(root) if _is_data(name, root)]
             if not names:
                 raise InputError(
                     f"{key}: the folder {path} has no {' or '.join('*' + s for s in _SUFFIXES)} file"
                 )
-        elif filesystem.exists(root):
+        elif literal:
             names = [root]
         else:
             raise InputError(
@@ -71,9 +73,13 @@ def find_files(path: str, key: str) -> list[ParquetFileInfo]:
             )
     except (OSError, ImportError) as error:
         raise InputError(f"{key}: {path} cannot be listed ({error})") from None
-    prefix = path.split("://", 1)[0] + "://" if "://" in path else ""
+    prefix, suffix = "", ""
+    if "://" in path:
+        protocol, rest = path.split("://", 1)
+        # What a chained URL looks into: the `::file:///a.zip` of `zip://*.parquet::file:///a.zip`.
+        prefix, suffix = f"{protocol}://", "".join(f"::{part}" for part in rest.split("::")[1:])
     names = sorted((str(name) for name in names), key=natural)
-    files = [read_footer(prefix + name if "://" not in name else name, key) for name in names]
+    files = [read_footer(prefix + name + suffix if "://" not in name else name, key) for name in names]
     if sum(file.rows for file in files) == 0:
         raise InputError(f"{key}: {path} has no rows; expected at least one labelled example")
     return [file for file in files if file.rows > 0]
@@ -81,7 +87,7 @@ def find_files(path: str, key: str) -> list[ParquetFileInfo]:
 
 def natural(name: str) -> list[str | int]:
     """Sort key under which part-2 comes before part-10."""
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
+    return [int(part) if place % 2 else part for place, part in enumerate(re.split(r"(\d+)", name))]
 
 
 def _is_data(name: str, root: str) -> bool:
@@ -110,7 +116,7 @@ def open_parquet(path: str, key: str) -> Iterator[pq.ParquetFile]:
     try:
         with fsspec.open(path, "rb") as stream:
             try:
-                file = pq.ParquetFile(stream)
+                file = pq.ParquetFile(stream, page_checksum_verification=True)
             except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
                 raise InputError(
                     f"{key}: {path} is not a Parquet file, or is cut off ({_first_line(error)}); "
@@ -119,6 +125,10 @@ def open_parquet(path: str, key: str) -> Iterator[pq.ParquetFile]:
             yield file
     except FileNotFoundError:
         raise InputError(f"{key}: {path} does not exist; expected a Parquet file") from None
+    except PermissionError as error:
+        raise InputError(
+            f"{key}: {path} cannot be read ({error.strerror}); expected a Parquet file"
+        ) from None
     except pa.ArrowInvalid as error:
         raise InputError(f"{key}: {path} is damaged ({_first_line(error)}); write it again") from None
     except OSError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -39,28 +40,17 @@ def inspect(dataset: Dataset, progress: Callable[[int, int], None] = lambda done
     """Check every value of a dataset.
 
     Raises:
-        InputError: null or non-finite features, null labels, null or repeated ids, lists of unequal
-            length; with counts and first rows over all files.
+        InputError: features or labels that are null or not finite, null or repeated ids, lists of
+            unequal length; with counts and first rows over all files.
     """
     ids, labels, fingerprints = [], [], []
-    bad: Counter[str] = Counter()
-    bad_rows: dict[str, list[str]] = {}
-    bad_file: dict[str, str] = {}
-    null_labels: list[str] = []
-    null_label_count = null_id_count = 0
+    bad: dict[str, _Rows] = {}
+    bad_labels = _Rows()
     digest = hashlib.sha256()
     for done, raw in enumerate(dataset.iterate_raw(), 1):
         for name, rows in _not_finite(raw, dataset):
-            bad[name] += rows.size
-            listed = bad_rows.setdefault(name, [])
-            listed += [str(int(r) + raw.ref.file_row) for r in rows[: _FIRST - len(listed)]]
-            bad_file.setdefault(name, raw.ref.path)
-        nulls = _null_mask(raw.labels)
-        if nulls.any():
-            null_label_count += int(nulls.sum())
-            rows = np.flatnonzero(nulls) + raw.ref.file_row
-            null_labels += [f"{int(r)} of {raw.ref.path}" for r in rows[: _FIRST - len(null_labels)]]
-        null_id_count += raw.ids.null_count
+            bad.setdefault(name, _Rows()).add(rows + raw.ref.start)
+        bad_labels.add(np.flatnonzero(_is_no_label(raw.labels)) + raw.ref.start)
         ids.append(raw.ids)
         labels.append(raw.labels)
         hashes = _hash_rows(raw)
@@ -70,32 +60,58 @@ def inspect(dataset: Dataset, progress: Callable[[int, int], None] = lambda done
     columns = dataset.columns
     if bad:
         worst = list(bad)[:_FIRST]
-        lines = [
-            f"{dataset.key}.features: {name} of {bad_file[name]} has {bad[name]} null, NaN or infinite "
-            f"{'value' if bad[name] == 1 else 'values'}, first at {'row' if bad[name] == 1 else 'rows'} "
-            f"{', '.join(bad_rows[name])}; expected finite numbers"
-            for name in worst
-        ]
+        one, many = ("list", "lists") if columns.embedding else ("value", "values")
+        kind = "with null, NaN or infinity" if columns.embedding else "null, NaN or infinite"
+        lines = []
+        for name in worst:
+            count, noun = bad[name].count, one if bad[name].count == 1 else many
+            found = f"{count} {noun} {kind}" if columns.embedding else f"{count} {kind} {noun}"
+            lines.append(
+                f"{dataset.key}.features: column {name} has {found}, "
+                f"{bad[name].said(dataset)}; expected finite numbers"
+            )
         if len(bad) > len(worst):
             lines.append(f"{dataset.key}.features: the same in {len(bad) - len(worst)} more columns")
         raise InputError("\n".join(lines))
-    if null_label_count:
+    if bad_labels.count:
         raise InputError(
-            f"{dataset.key}.label: column {columns.label} has {null_label_count} null or NaN "
-            f"{'label' if null_label_count == 1 else 'labels'}, first at row {', '.join(null_labels)}; "
+            f"{dataset.key}.label: column {columns.label} has {bad_labels.count} null, NaN or infinite "
+            f"{'label' if bad_labels.count == 1 else 'labels'}, {bad_labels.said(dataset)}; "
             "expected a label in every row"
         )
     all_ids = pa.concat_arrays(ids)
-    if null_id_count:
-        raise InputError(
-            f"{dataset.key}.id: column {columns.id} has {null_id_count} null ids; expected one in every row"
-        )
     if columns.id is not None:
-        _refuse_duplicates(all_ids, dataset)
+        _refuse_nulls_and_duplicates(all_ids, dataset)
         digest.update(np.ascontiguousarray(pd.util.hash_array(all_ids.to_pandas().to_numpy())).tobytes())
     return Inspection(
         all_ids, pa.concat_arrays(labels), np.concatenate(fingerprints), f"sha256:{digest.hexdigest()}"
     )
+
+
+class _Rows:
+    """How many rows something is wrong in, and the first of them."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._first: list[int] = []
+
+    def add(self, rows: np.ndarray) -> None:
+        """Note rows, numbered over the whole dataset."""
+        self.count += len(rows)
+        self._first += [int(row) for row in rows[: _FIRST - len(self._first)]]
+
+    def said(self, dataset: Dataset) -> str:
+        """`at row 7 of a.parquet`; numbers count within a file, as its reader counts."""
+        starts = [ref.start for ref in dataset.refs]
+        by_file: dict[str, list[str]] = {}
+        for row in self._first:
+            ref = dataset.refs[bisect_right(starts, row) - 1]
+            by_file.setdefault(ref.path, []).append(str(row - ref.start + ref.file_row))
+        places = [
+            f"{'row' if len(rows) == 1 else 'rows'} {', '.join(rows)} of {path}"
+            for path, rows in by_file.items()
+        ]
+        return f"{'first at' if self.count > len(self._first) else 'at'} {'; '.join(places)}"
 
 
 def _not_finite(raw: RawShard, dataset: Dataset) -> list[tuple[str, np.ndarray]]:
@@ -104,15 +120,17 @@ def _not_finite(raw: RawShard, dataset: Dataset) -> list[tuple[str, np.ndarray]]
         return []
     columns = dataset.columns
     if columns.embedding:
-        return [(f"column {columns.features[0]}", np.flatnonzero(~finite.all(axis=1)))]
+        return [(columns.features[0], np.flatnonzero(~finite.all(axis=1)))]
     names = [(j, name) for j, name in enumerate(columns.features) if not finite[:, j].all()]
-    return [(f"column {name}", np.flatnonzero(~finite[:, j])) for j, name in names]
+    return [(name, np.flatnonzero(~finite[:, j])) for j, name in names]
 
 
-def _null_mask(labels: pa.Array) -> np.ndarray:
-    mask = pc.is_null(labels, nan_is_null=pa.types.is_floating(labels.type))
-    result: np.ndarray = mask.to_numpy(zero_copy_only=False)
-    return result
+def _is_no_label(labels: pa.Array) -> np.ndarray:
+    """Mask of null, NaN and infinite labels."""
+    if pa.types.is_floating(labels.type):
+        return ~np.isfinite(labels.to_numpy(zero_copy_only=False))
+    mask: np.ndarray = labels.is_null().to_numpy(zero_copy_only=False)
+    return mask
 
 
 def _hash_rows(raw: RawShard) -> np.ndarray:
@@ -121,22 +139,32 @@ def _hash_rows(raw: RawShard) -> np.ndarray:
     labels = raw.labels.to_pylist()
     hashes = np.empty(len(labels), dtype=np.uint64)
     for i, label in enumerate(labels):
+        if isinstance(label, float) and label.is_integer():
+            label = int(label)
         digest = hashlib.blake2b(repr(label).encode(), digest_size=8)
         digest.update(features[i].data)
         hashes[i] = int.from_bytes(digest.digest(), "little")
     return hashes
 
 
-def _refuse_duplicates(ids: pa.Array, dataset: Dataset) -> None:
+def _refuse_nulls_and_duplicates(ids: pa.Array, dataset: Dataset) -> None:
+    where = f"{dataset.key}.id: column {dataset.columns.id}"
+    nulls = _Rows()
+    nulls.add(np.flatnonzero(ids.is_null().to_numpy(zero_copy_only=False)))
+    if nulls.count:
+        raise InputError(
+            f"{where} has {nulls.count} null {'id' if nulls.count == 1 else 'ids'}, "
+            f"{nulls.said(dataset)}; expected an id in every row"
+        )
     series = ids.to_pandas()
-    repeated = series[series.duplicated()]
-    if repeated.empty:
-        return
-    examples = ", ".join(repr(value) for value in repeated.unique()[:_FIRST])
-    raise InputError(
-        f"{dataset.key}.id: column {dataset.columns.id} has {len(repeated)} repeated ids, such as "
-        f"{examples}; expected a different id in every row"
-    )
+    repeats = np.flatnonzero(series.duplicated())
+    if repeats.size:
+        rows = _Rows()
+        rows.add(np.flatnonzero(series.to_numpy() == series[repeats[0]]))
+        raise InputError(
+            f"{where} has {repeats.size} {'id' if repeats.size == 1 else 'ids'} seen in an earlier row, "
+            f"such as {ids[int(repeats[0])].as_py()!r}, {rows.said(dataset)}; expected a different id in every row"
+        )
 
 
 def find_classes(labels: pa.Array, key: str, name: str) -> tuple[Any, ...]:
@@ -158,8 +186,8 @@ def find_classes(labels: pa.Array, key: str, name: str) -> tuple[Any, ...]:
     n = len(labels)
     if len(classes) == 1:
         raise InputError(
-            f"{key}.label: column {name} has only the label {classes[0]!r} in {n} rows; "
-            "expected two classes or more"
+            f"{key}.label: column {name} has only the label {classes[0]!r} in {n} "
+            f"{'row' if n == 1 else 'rows'}; expected two classes or more"
         )
     if 2 * len(classes) > n:
         raise InputError(
@@ -178,8 +206,13 @@ def check_test_labels(labels: pa.Array, classes: tuple[Any, ...], name: str) -> 
     counts = Counter(labels.to_pylist())
     unknown = {label: count for label, count in counts.items() if label not in classes}
     if unknown:
-        listed = ", ".join(f"{label!r} ({count} rows)" for label, count in list(unknown.items())[:_FIRST])
-        known = ", ".join(repr(label) for label in classes[:20])
+        listed = ", ".join(
+            f"{label!r} ({count} {'row' if count == 1 else 'rows'}, first at row "
+            f"{pc.index(labels, pa.scalar(label, labels.type)).as_py()})"
+            for label, count in list(unknown.items())[:_FIRST]
+        )
+        listed += ", ..." if len(unknown) > _FIRST else ""
+        known = ", ".join(repr(label) for label in classes[:20]) + (", ..." if len(classes) > 20 else "")
         raise InputError(
             f"test.label: column {name} has labels that train has not: {listed}; accepted: {known}"
         )

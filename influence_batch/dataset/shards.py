@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.types as pt
 
-from influence_batch.dataset.columns import Columns, is_list, is_text, value_type
+from influence_batch.dataset.columns import Columns, is_list, storage_type, value_type
 from influence_batch.dataset.files import ParquetFileInfo, open_parquet
 from influence_batch.errors import InputError
 
@@ -119,7 +119,7 @@ def read_rows(ref: ShardRef, names: Sequence[str], key: str) -> pa.Table:
     Raises:
         InputError: the file is missing or damaged.
     """
-    with open_parquet(ref.path, key) as file:
+    with open_parquet(ref.path, f"{key}.path") as file:
         whole = sum(file.metadata.row_group(g).num_rows for g in ref.row_groups)
         if ref.skip == 0 and ref.rows == whole:
             return file.read_row_groups(list(ref.row_groups), columns=list(names))
@@ -196,7 +196,7 @@ class Dataset:
         names = [name for name in (columns.id, columns.label, *columns.features) if name is not None]
         table = read_rows(ref, names, self.key)
         if table.num_rows != ref.rows:
-            raise InputError(f"{self.key}: {ref.path} has changed while it was read; start again")
+            raise InputError(f"{self.key}.path: {ref.path} has changed while it was read; start again")
         if columns.id is None:
             ids = pa.array(np.arange(ref.start, ref.start + ref.rows))
         else:
@@ -218,19 +218,9 @@ class Dataset:
         """Targets (n,): class codes, or numbers for regression."""
         if self.classes is None:
             return _as_float64(labels)
-        codes = pc.index_in(labels, value_set=pa.array(self.classes).cast(labels.type))
+        classes = pa.array(self.classes)
+        codes = pc.index_in(labels.cast(classes.type), value_set=classes)
         return codes.to_numpy(zero_copy_only=False).astype(np.int64)
-
-
-def storage_type(type_: pa.DataType) -> pa.DataType:
-    """The type that ids and labels of a column have once read: one for all of its kin."""
-    if pt.is_integer(type_) and not pt.is_uint64(type_):
-        return pa.int64()
-    if is_text(type_):
-        return pa.string()
-    if pt.is_floating(type_) or pt.is_decimal(type_):
-        return pa.float64()
-    return type_
 
 
 def _plain(column: pa.ChunkedArray) -> pa.Array:
@@ -257,25 +247,20 @@ def _from_lists(column: pa.ChunkedArray, name: str, ref: ShardRef, dataset: Data
     width = dataset.width
     where = f"{dataset.key}.features: column {name} of {ref.path}"
     if column.null_count:
-        at = np.flatnonzero(column.is_null().to_numpy())[:5] + ref.file_row
+        at = int(np.flatnonzero(column.is_null().to_numpy())[0])
         raise InputError(
-            f"{where} has {column.null_count} null lists, first at rows {_rows(at)}; "
-            f"expected {width} numbers in each"
+            f"{where} has no list (null) in row {at + ref.file_row}; expected {width} numbers in each"
         )
     lengths = pc.list_value_length(column).to_numpy()
     wrong = np.flatnonzero(lengths != width)
     if wrong.size:
         raise InputError(
-            f"{where} has lists of unequal length: {width} in the first row, {lengths[wrong[0]]} in row "
-            f"{wrong[0] + ref.file_row} ({wrong.size} rows of this part differ); expected {width} in each"
+            f"{where} has lists of unequal length: {width} in the first row of {dataset.key}, "
+            f"{lengths[wrong[0]]} in row {wrong[0] + ref.file_row}; expected {width} numbers in each"
         )
     # flatten() honours slices and offsets, which the values of a list array do not.
     flat = pa.chunked_array([chunk.flatten() for chunk in column.chunks], type=column.type.value_type)
     return _as_float64(flat).reshape(ref.rows, width)
-
-
-def _rows(rows: np.ndarray) -> str:
-    return ", ".join(str(int(row)) for row in rows)
 
 
 def feature_width(files: Sequence[ParquetFileInfo], columns: Columns, key: str) -> int:
@@ -295,6 +280,8 @@ def feature_width(files: Sequence[ParquetFileInfo], columns: Columns, key: str) 
     row = read_rows(ShardRef(files[0].path, (first,), 0, 1, 0, 0), [name], key).column(name)[0].as_py()
     if not row:
         raise InputError(
-            f"{key}.features: column {name} of {files[0].path} is null or empty in its first row"
+            f"{key}.features: column {name} of {files[0].path} has "
+            f"{'no list (null)' if row is None else 'an empty list'} in row 0; "
+            "expected lists of numbers, all of one length"
         )
     return len(row)
