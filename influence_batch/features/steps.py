@@ -154,12 +154,16 @@ def fit_nystroem(
     values, vectors = eigh(rbf_kernel(landmarks, landmarks, width))
     # Landmarks that are near copies make the kernel matrix singular to rounding: they share a direction.
     kept = values > 1e-12 * values[-1]
-    normalization = vectors[:, kept] / np.sqrt(values[kept])
+    # The symmetric root is unique, where eigenvectors turn and flip with the rounding of the width.
+    normalization = (vectors[:, kept] / np.sqrt(values[kept])) @ vectors[:, kept].T
     return Nystroem(landmarks, normalization, np.array(width))
 
 
 def rbf_kernel(left: np.ndarray, right: np.ndarray, gamma: float) -> np.ndarray:
     """exp(-gamma |x - y|^2) for rows of `left` (n, d) and `right` (m, d): (n, m)."""
+    # Distances do not change with the origin; their rounding does, where means are large.
+    origin = right.mean(axis=0)
+    left, right = left - origin, right - origin
     squares = np.square(left).sum(axis=1)[:, None] + np.square(right).sum(axis=1) - 2.0 * left @ right.T
     result: np.ndarray = np.exp(-gamma * np.maximum(squares, 0.0))
     return result
@@ -189,6 +193,11 @@ def moments_of(features: np.ndarray, covariance: bool) -> _Moments:
     """Moments of one shard (n, d), n at least 1."""
     mean = features.mean(axis=0)
     centred = features - mean
+    # The sum of many equal numbers is off by far more than one rounding: the mean of what is left
+    # puts that right, or a constant column would seem to vary.
+    drift = centred.mean(axis=0)
+    mean = mean + drift
+    centred -= drift
     scatter = centred.T @ centred if covariance else np.square(centred).sum(axis=0)
     return _Moments(len(features), mean, scatter)
 
