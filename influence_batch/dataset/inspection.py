@@ -159,11 +159,12 @@ def _refuse_nulls_and_duplicates(ids: pa.Array, dataset: Dataset) -> None:
     series = ids.to_pandas()
     repeats = np.flatnonzero(series.duplicated())
     if repeats.size:
+        example = ids[int(repeats[0])].as_py()
         rows = _Rows()
-        rows.add(np.flatnonzero(series.to_numpy() == series[repeats[0]]))
+        rows.add(np.flatnonzero(series.to_numpy() == example))
         raise InputError(
             f"{where} has {repeats.size} {'id' if repeats.size == 1 else 'ids'} seen in an earlier row, "
-            f"such as {ids[int(repeats[0])].as_py()!r}, {rows.said(dataset)}; expected a different id in every row"
+            f"such as {example!r}, {rows.said(dataset)}; expected a different id in every row"
         )
 
 

@@ -24,18 +24,23 @@ def load_weights(path: str, *, k: int, d: int, intercept: bool) -> np.ndarray:
     arrays: dict[str, np.ndarray] = {}
     try:
         # Pickled arrays can run code when loaded; none is ever loaded here.
-        with np.load(Path(path), allow_pickle=False) as file:
-            if not isinstance(file, np.lib.npyio.NpzFile):
-                raise InputError(f"{_KEY}: {path} is one array; expected an .npz with {expected}")
+        file = np.load(Path(path), allow_pickle=False)
+        if not isinstance(file, np.lib.npyio.NpzFile):
+            raise InputError(f"{_KEY}: {path} is one array; expected an .npz with {expected}")
+        with file:
             names = list(file.files)
             for name in ("coef", "intercept"):
                 if name in names:
                     arrays[name] = file[name]
+                    if not isinstance(arrays[name], np.ndarray):
+                        raise ValueError(f"{name} is no array")
     except FileNotFoundError:
         raise InputError(f"{_KEY}: {path} does not exist; expected an .npz with {expected}") from None
     except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
+        # numpy advises to load pickles unsafely.
+        why = "it is no .npz, or has pickled objects in it" if "allow_pickle" in str(error) else error
         raise InputError(
-            f"{_KEY}: {path} cannot be read as an .npz of numbers ({error}); expected {expected}"
+            f"{_KEY}: {path} cannot be read as an .npz of numbers ({why}); expected {expected}"
         ) from None
     if "coef" not in arrays or (intercept and "intercept" not in arrays):
         raise InputError(f"{_KEY}: {path} has the arrays {', '.join(names) or 'none'}; expected {expected}")
@@ -49,7 +54,8 @@ def load_weights(path: str, *, k: int, d: int, intercept: bool) -> np.ndarray:
         if not np.all(np.isfinite(array)):
             bad = int(np.count_nonzero(~np.isfinite(array)))
             raise InputError(
-                f"{_KEY}: `{name}` of {path} has {bad} NaN or infinite entries; expected finite ones"
+                f"{_KEY}: `{name}` of {path} has {bad} NaN or infinite {'entry' if bad == 1 else 'entries'}; "
+                "expected finite numbers"
             )
     coef = arrays["coef"].astype(np.float64)
     if coef.shape != (d, k) and not (k == 1 and coef.shape == (d,)):
