@@ -1,0 +1,121 @@
+"""The noise matrix: recovered where the truth is known, and never a cause of ties."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.special import softmax
+
+from influence_batch.detection import fit_noise, keep_for_refit, rank_by_doubt, read_classes, select_suspects
+from influence_batch.detection.noise_matrix import noise_statistics
+
+
+def _world(
+    n: int, matrix: np.ndarray, temperature: float, sharpness: float = 4.0, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Scores (n, k), true and given labels drawn from the very model that is fitted."""
+    random = np.random.default_rng(seed)
+    k = len(matrix)
+    scores = sharpness * random.standard_normal((n, k))
+    p = softmax(scores / temperature, axis=1)
+    true = np.array([random.choice(k, p=row) for row in p])
+    given = np.array([random.choice(k, p=matrix[label]) for label in true])
+    return scores, true, given
+
+
+def test_channel_is_recovered() -> None:
+    matrix = np.array([[0.9, 0.08, 0.02], [0.01, 0.97, 0.02], [0.2, 0.0, 0.8]])
+    scores, true, given = _world(20_000, matrix, temperature=0.7)
+    model = fit_noise(scores, given)
+    assert model.temperature == pytest.approx(0.7, rel=0.05)
+    np.testing.assert_allclose(model.matrix, matrix, atol=0.015)
+    reading = read_classes(scores, given)
+    wrong = true != given
+    assert reading.estimated_errors == pytest.approx(wrong.sum(), rel=0.03)
+    for low in np.arange(0.0, 1.0, 0.2):
+        inside = (reading.p_mislabeled >= low) & (reading.p_mislabeled < low + 0.2)
+        if inside.sum() > 200:
+            assert reading.p_mislabeled[inside].mean() == pytest.approx(wrong[inside].mean(), abs=0.05)
+
+
+def test_em_step_counts_are_those_of_a_loop() -> None:
+    random = np.random.default_rng(1)
+    p = random.dirichlet(np.ones(3), 40)
+    given = random.integers(0, 3, 40)
+    matrix = random.dirichlet(np.ones(3), 3)
+    expected, likelihood = np.zeros((3, 3)), 0.0
+    for row, g in zip(p, given, strict=True):
+        joint = row * matrix[:, g]
+        likelihood += np.log(joint.sum()) / 40
+        expected[:, g] += joint / joint.sum()
+    counts, found = noise_statistics(p, given, matrix)
+    np.testing.assert_allclose(counts, expected, rtol=1e-12)
+    assert found == pytest.approx(likelihood)
+    assert counts.sum() == pytest.approx(40)
+
+
+def test_likelihood_only_rises_with_the_temperature_fitted() -> None:
+    scores, _, given = _world(3000, np.eye(4) * 0.88 + 0.03, temperature=1.3)
+    best = fit_noise(scores, given)
+    for temperature in (0.3, 0.8, 2.0, 5.0):
+        assert fit_noise(scores, given, temperature).log_likelihood <= best.log_likelihood + 1e-4
+
+
+def test_clean_labels_give_an_empty_list_and_a_ranking_without_ties() -> None:
+    scores, _, given = _world(5000, np.eye(3), temperature=1.0, sharpness=8.0)
+    reading = read_classes(scores, given)
+    assert reading.estimated_errors < 15
+    assert reading.low <= reading.estimated_errors <= reading.high
+    assert len(np.unique(reading.doubt)) == len(given)
+    assert np.all(reading.p_mislabeled > 0)
+
+
+def test_sure_disagreements_outrank_unsure_ones() -> None:
+    """Where p_mislabeled is 1 to rounding for several examples, the log-odds still tell them apart."""
+    scores, _, given = _world(2000, np.eye(2) * 0.9 + 0.05, temperature=1.0, sharpness=10.0)
+    scores[0], scores[1], given[:2] = (0.0, 300.0), (0.0, 200.0), 0
+    reading = read_classes(scores, given)
+    rank = rank_by_doubt(reading)
+    assert reading.p_mislabeled[0] == reading.p_mislabeled[1] == 1.0
+    assert rank[:2].tolist() == [1, 2]
+
+
+def test_suggestion_is_the_most_probable_other_label() -> None:
+    matrix = np.eye(3) * 0.85 + 0.05
+    scores, _, given = _world(1000, matrix, temperature=1.0)
+    reading = read_classes(scores, given)
+    assert np.all(reading.suggested != given)
+    assert reading.noise is not None
+    joint = softmax(scores / reading.noise.temperature, axis=1) * reading.noise.matrix[:, given].T
+    joint /= joint.sum(axis=1, keepdims=True)
+    at = np.arange(len(given))
+    np.testing.assert_allclose(reading.p_mislabeled, 1.0 - joint[at, given], atol=1e-12)
+    np.testing.assert_allclose(reading.suggested_probability, joint[at, reading.suggested], rtol=1e-9)
+    joint[at, given] = -1.0
+    np.testing.assert_array_equal(reading.suggested, joint.argmax(axis=1))
+
+
+def test_selection_by_threshold_and_by_budget() -> None:
+    scores, _, given = _world(500, np.eye(2) * 0.8 + 0.1, temperature=1.0)
+    reading = read_classes(scores, given)
+    rank = rank_by_doubt(reading)
+    assert sorted(rank) == list(range(1, 501))
+    chosen = select_suspects(reading, rank, 0.7, None)
+    np.testing.assert_array_equal(chosen, reading.p_mislabeled >= 0.7)
+    assert sorted(rank[select_suspects(reading, rank, 0.7, 13)]) == list(range(1, 14))
+
+
+def test_refit_keeps_half_of_every_label() -> None:
+    """A label most of which is doubted must not vanish from the refit."""
+    scores, _, given = _world(600, np.eye(3) * 0.9 + 0.1 / 3, temperature=1.0, sharpness=6.0)
+    given[:] = scores.argmax(axis=1)
+    rare = np.flatnonzero(given == 2)[:20]
+    given[given == 2] = 1
+    given[rare] = 2
+    scores[rare, 2] = -20.0
+    reading = read_classes(scores, given)
+    weights = keep_for_refit(reading, given, regression=False)
+    assert set(np.unique(weights)) <= {0.0, 1.0}
+    for label in range(3):
+        assert weights[given == label].mean() >= 0.5
+    assert np.all(reading.p_mislabeled[weights == 0] > 0.5)
