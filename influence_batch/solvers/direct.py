@@ -37,6 +37,7 @@ class Direct:
 
     def solve(self, right_hand_sides: np.ndarray) -> SolveResult:
         """H^-1 B for B (p, m), refined until the residual is at most rtol or stops falling."""
+        right_hand_sides = np.asarray(right_hand_sides, dtype=np.float64)
         solution = self._backsolve(right_hand_sides)
         residual = right_hand_sides - apply_blocks(self._blocks, solution, self._copies)
         relative = relative_residual(residual, right_hand_sides)
@@ -75,4 +76,4 @@ class Direct:
         for block, factor in enumerate(self._factors):
             for copy in range(self._copies):
                 solution[block, copy] = cho_solve((factor, True), parts[block, copy], check_finite=False)
-        return solution.reshape(-1, m)
+        return solution.reshape(right_hand_sides.shape)

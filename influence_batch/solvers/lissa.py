@@ -34,7 +34,7 @@ def largest_eigenvalue(operator: Operator, seed: int = 0, iterations: int = _POW
         vector /= np.linalg.norm(vector)
         vector = operator.apply(vector)
         previous, estimate = estimate, float(np.linalg.norm(vector))
-        if estimate == 0.0 or abs(estimate - previous) <= 1e-3 * estimate:
+        if estimate == 0.0 or abs(estimate - previous) <= 1e-4 * estimate:
             break
     return estimate
 

@@ -77,6 +77,5 @@ class InverseHessian(Protocol):
 def apply_blocks(blocks: np.ndarray, vectors: np.ndarray, copies: int) -> np.ndarray:
     """The block-diagonal matrix times V (p, m); see `BlockShape`."""
     b, q, _ = blocks.shape
-    m = vectors.shape[1]
-    parts = vectors.reshape(b, copies, q, m)
-    return np.matmul(blocks[:, None], parts).reshape(-1, m)
+    parts = vectors.reshape(b, copies, q, vectors.shape[1])
+    return np.matmul(blocks[:, None], parts).reshape(vectors.shape)

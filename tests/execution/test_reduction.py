@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
 import pytest
-from tests.conftest import ArraySource
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from influence_batch.dataset.shards import Shard
 from influence_batch.execution import InProcessExecutor, Reduction, add, gather_rows
 from influence_batch.execution.reduction import Rows, sum_over_shards
+from tests.conftest import ArraySource
 
 
 @st.composite
@@ -69,7 +70,7 @@ def test_shards_come_in_order_whatever_is_cached(chunking: tuple[int, list[int]]
     source = ArraySource(*arrays(n), sizes)
     executor = InProcessExecutor(cache)
     for _ in range(2):
-        assert sum(executor.map(source, row_numbers), []) == list(range(n))
+        assert list(chain.from_iterable(executor.map(source, row_numbers))) == list(range(n))
         assert executor.reduce(source, Reduction(first_and_last, join, lambda: None)) == (0, n)
 
 
@@ -217,7 +218,7 @@ def test_a_failing_map_names_itself_and_leaves_the_executor_usable(executor: InP
 
     with pytest.raises(ValueError, match="shard at 3"):
         executor.reduce(source, sum_over_shards(fail))
-    assert sum(executor.map(source, row_numbers), []) == list(range(10))
+    assert list(chain.from_iterable(executor.map(source, row_numbers))) == list(range(10))
 
 
 def test_add() -> None:

@@ -11,7 +11,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from tests.conftest import ArraySource
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.decomposition import PCA
@@ -25,6 +24,7 @@ from influence_batch.errors import InputError
 from influence_batch.execution import InProcessExecutor
 from influence_batch.features import UnitNorm, fit_pca, fit_random_fourier, fit_standardize, fit_step
 from influence_batch.features.steps import fit_nystroem, rbf_kernel
+from tests.conftest import ArraySource
 
 CONFIGS: dict[str, Any] = {
     "standardize": config.Standardize(),

@@ -205,7 +205,7 @@ def regularised(
 
 
 def dense_leverage(features: np.ndarray, inverse: np.ndarray, k: int) -> np.ndarray:
-    n, d = features.shape
+    n = len(features)
     sides = [np.kron(np.eye(k), x[:, None]) for x in features]
     return np.stack([side.T @ inverse @ side for side in sides]) / n
 
