@@ -83,11 +83,12 @@ def audit(config: Path, overrides: tuple[str, ...], reports: Path | None, as_jso
 
     Exit codes: 0 done, 1 the run failed, 2 bad input or config.
     """
-    from influence_batch.audit import prepare
+    from influence_batch.audit import open_run, prepare
     from influence_batch.config import load_config
 
-    # What footers and config already tell is told before Prefect takes its seconds to start.
-    prepare(load_config(config, overrides, reports))
+    # What footers, config and the reports folder already tell is told before Prefect takes its seconds
+    # to start.
+    open_run(prepare(load_config(config, overrides, reports))).discard()
     with _ending_on_sigterm():
         summary = _run_flow(config, overrides, reports)
     if as_json:
@@ -99,6 +100,8 @@ def audit(config: Path, overrides: tuple[str, ...], reports: Path | None, as_jso
 def _run_flow(config: Path, overrides: tuple[str, ...], reports: Path | None) -> dict[str, Any]:
     # The command itself says how a run ended; PREFECT_LOGGING_LEVEL=INFO shows Prefect's account of it.
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")
+    # Prefect's background workers log to the root that they still have work when a run ends early.
+    os.environ.setdefault("PREFECT_LOGGING_ROOT_LEVEL", "ERROR")
     from flows.audit import audit_flow
 
     summary: dict[str, Any] = audit_flow(

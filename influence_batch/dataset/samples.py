@@ -45,6 +45,8 @@ def write_sample(name: str, folder: Path, *, source: Path | None = None, seed: i
         raise InputError(f"sample: no dataset {name!r}; accepted: {', '.join(makers)}")
     if source is not None and name != "mnist_1_vs_7":
         raise InputError(f"sample: --source is for mnist_1_vs_7; {name} needs none")
+    if seed < 0:
+        raise InputError(f"sample: --seed is {seed}; accepted: a whole number, 0 or more")
     tables = makers[name]()
     written = {}
     try:
@@ -124,16 +126,30 @@ def _mnist_1_vs_7(source: Path | None) -> dict[str, pa.Table]:
     if source is None:
         raise InputError("sample: mnist_1_vs_7 needs --source, the path of a Keras mnist.npz")
     expected = "expected a Keras mnist.npz with x_train, y_train, x_test and y_test"
+    arrays: dict[str, np.ndarray] = {}
     try:
-        with np.load(source, allow_pickle=False) as data:
-            arrays = {key: data[key] for key in ("x_train", "y_train", "x_test", "y_test")}
+        data = np.load(source, allow_pickle=False)
+        if not isinstance(data, np.lib.npyio.NpzFile):
+            raise ValueError("it is one array")
+        with data:
+            for key in ("x_train", "y_train", "x_test", "y_test"):
+                if key not in data.files:
+                    raise ValueError(f"it has no {key}")
+                arrays[key] = data[key]
     except FileNotFoundError:
         raise InputError(f"sample: {source} does not exist; {expected}") from None
-    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
-        raise InputError(f"sample: {source} is not readable ({error}); {expected}") from None
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        # numpy advises to load pickles unsafely.
+        why = "it is no .npz, or has pickled objects in it" if "allow_pickle" in str(error) else error
+        raise InputError(f"sample: {source} cannot be used ({why}); {expected}") from None
     tables = {}
     for part in ("train", "test"):
         labels = arrays[f"y_{part}"]
+        if arrays[f"x_{part}"].shape != (len(np.atleast_1d(labels)), 28, 28):
+            raise InputError(
+                f"sample: x_{part} of {source} has the shape {arrays[f'x_{part}'].shape} and y_{part} "
+                f"{labels.shape}; expected (n, 28, 28) and (n,)"
+            )
         rows = np.flatnonzero(np.isin(labels, (1, 7)))
         images = arrays[f"x_{part}"][rows].reshape(len(rows), -1)
         pixels = pa.FixedSizeListArray.from_arrays(pa.array(images.ravel()), images.shape[1])
