@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -83,7 +83,7 @@ def fit(
             break
         forcing = min(0.1, np.sqrt(norm), 0.5 * norm / previous if previous < np.inf else 0.1)
         previous = norm
-        damped = replace(objective, damping=damping).hessian(weights)
+        damped = objective.with_damping(damping).hessian(weights)
         step = _newton_step(damped, point, method, max(forcing, 0.1 * tolerance / norm))
         moved = _line_search(objective, weights, point, step)
         if moved is None and damping >= unit:

@@ -6,19 +6,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.linalg import cho_factor, cho_solve, eigh
+from scipy.linalg import LinAlgError, cho_factor, cho_solve, eigh
 
 from influence_batch.dataset.shards import Dataset, Shard
 from influence_batch.execution import Executor
 from influence_batch.execution.reduction import Rows, sum_over_shards
 from influence_batch.models import linear
 from influence_batch.models.losses import Loss
-from influence_batch.solvers import BlockShape
+from influence_batch.solvers import BlockShape, SolverError
 
 # Bytes of temporaries an operation on a shard may take; rows are cut to fit.
 _WORKING_BYTES = 64 * 1024**2
@@ -82,6 +82,13 @@ class Objective:
         """X' X / n (d, d)."""
         total: np.ndarray = self.executor.reduce(self.dataset, sum_over_shards(_shard_gram), None, self.rows)
         return total / self.n
+
+    def with_damping(self, damping: float) -> Objective:
+        """This objective with another damping, X'X / n not computed again."""
+        other = replace(self, damping=damping)
+        if "gram" in self.__dict__:
+            other.__dict__["gram"] = self.gram
+        return other
 
     def at(self, weights: np.ndarray) -> Point:
         """J at weights (k, d)."""
@@ -190,8 +197,7 @@ class HessianOperator:
 
             return by_diagonal
         factors = [
-            cho_factor(value * o.gram + np.diag(diagonal), lower=True, check_finite=False)
-            for value, diagonal in zip(values, diagonals, strict=True)
+            _factor(value * o.gram, diagonal) for value, diagonal in zip(values, diagonals, strict=True)
         ]
 
         def by_factors(vectors: np.ndarray) -> np.ndarray:
@@ -215,6 +221,21 @@ class HessianOperator:
         if np.any(self._gauge):
             product = product + parts.mean(axis=0) * self._gauge[:, None]
         return product.reshape(vectors.shape)
+
+
+def _factor(gram: np.ndarray, diagonal: np.ndarray) -> tuple[np.ndarray, bool]:
+    """Cholesky factor of `gram` (d, d) plus `diagonal` (d,), raised by no more than rounding calls for."""
+    d = len(gram)
+    raised, unit = diagonal, float(np.trace(gram)) / d
+    for exponent in range(-14, 1):
+        try:
+            factor: tuple[np.ndarray, bool] = cho_factor(
+                gram + np.diag(raised), lower=True, check_finite=False
+            )
+            return factor
+        except LinAlgError:
+            raised = diagonal + 10.0**exponent * unit
+    raise SolverError("X'X has entries that are not finite: features this large overflow")
 
 
 def row_chunks(n: int, bytes_per_row: float) -> Iterator[slice]:

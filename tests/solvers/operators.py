@@ -102,7 +102,7 @@ def split_into_terms(matrix: np.ndarray, n: int, seed: int = 0) -> np.ndarray:
 def assert_operator_matches(
     operator: Operator, dense: np.ndarray, rtol: float = 1e-10, seed: int = 0
 ) -> None:
-    """Refuse an operator that is not the matrix `dense` (p, p): vectors, blocks of them, repeat calls, blocks.
+    """Refuse an operator that is not `dense` (p, p): on vectors, blocks of them, repeat calls, as blocks.
 
     Entries are compared to `rtol` of the largest entry of their column of the product.
     """
