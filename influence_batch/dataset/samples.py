@@ -145,10 +145,10 @@ def _mnist_1_vs_7(source: Path | None) -> dict[str, pa.Table]:
     tables = {}
     for part in ("train", "test"):
         labels = arrays[f"y_{part}"]
-        if arrays[f"x_{part}"].shape != (len(np.atleast_1d(labels)), 28, 28):
+        if labels.ndim != 1 or arrays[f"x_{part}"].shape not in ((len(labels), 28, 28), (len(labels), 784)):
             raise InputError(
                 f"sample: x_{part} of {source} has the shape {arrays[f'x_{part}'].shape} and y_{part} "
-                f"{labels.shape}; expected (n, 28, 28) and (n,)"
+                f"{labels.shape}; expected (n, 28, 28) or (n, 784), and (n,)"
             )
         rows = np.flatnonzero(np.isin(labels, (1, 7)))
         images = arrays[f"x_{part}"][rows].reshape(len(rows), -1)

@@ -218,7 +218,9 @@ class Dataset:
         """Targets (n,): class codes, or numbers for regression."""
         if self.classes is None:
             return _as_float64(labels)
-        classes = pa.array(self.classes)
+        # Unsigned where one of them needs it: Arrow takes Python's integers for signed ones.
+        large = any(isinstance(label, int) and label >= 2**63 for label in self.classes)
+        classes = pa.array(self.classes, pa.uint64() if large else None)
         codes = pc.index_in(labels.cast(classes.type), value_set=classes)
         return codes.to_numpy(zero_copy_only=False).astype(np.int64)
 
