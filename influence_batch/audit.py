@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from influence_batch.config import AuditConfig, load_config
-from influence_batch.dataset import Columns, check_same_columns, inspect, open_dataset
+from influence_batch.dataset import Columns, inspect, match_columns, open_dataset
 from influence_batch.dataset.inspection import check_test_labels, find_classes
 from influence_batch.dataset.shards import storage_type
 from influence_batch.detection import (
@@ -43,7 +43,7 @@ from influence_batch.influence import (
 )
 from influence_batch.influence.cross import TestPoints, top_k_columns
 from influence_batch.influence.fit import relative_gradient_norm
-from influence_batch.influence.weights import load_weights
+from influence_batch.influence.weights import check_exists, load_weights
 from influence_batch.models import linear, make_loss, predict
 from influence_batch.record import run_record
 from influence_batch.report import Report, RunWriter
@@ -131,7 +131,9 @@ def prepare(config: AuditConfig) -> Prepared:
             shard_rows=config.shard_rows,
             shard_bytes=shard_bytes,
         )
-        check_same_columns(train_set, test_set)
+        test_set = match_columns(train_set, test_set)
+    if config.model.weights is not None:
+        check_exists(config.model.weights)
     return Prepared(config, train_set, test_set, regression)
 
 
@@ -273,7 +275,7 @@ def _invert(
 ) -> tuple[InverseHessian, Choice]:
     config = data.prepared.config
     progress("invert", 0, 1)
-    operator = replace(objective, damping=config.influence.damping).hessian(weights)
+    operator = objective.with_damping(config.influence.damping).hessian(weights)
     n_test = config.influence.test_sample if data.test is None else data.test.n_rows
     choice = choose(
         config.solver.kind,

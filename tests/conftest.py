@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,7 +26,7 @@ class ArraySource:
         else:
             self.edges = [0, *np.cumsum(sizes).tolist()]
             assert self.edges[-1] == n
-        self.token = str(id(self))
+        self.token = uuid.uuid4().hex
         self.loads = 0
 
     @property

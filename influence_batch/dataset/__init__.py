@@ -4,7 +4,7 @@ from influence_batch.dataset.columns import Columns, resolve_columns
 from influence_batch.dataset.files import ParquetFileInfo, find_files
 from influence_batch.dataset.inspection import Inspection, inspect
 from influence_batch.dataset.shards import Dataset, Shard, ShardRef, plan_shards
-from influence_batch.dataset.source import check_same_columns, open_dataset
+from influence_batch.dataset.source import match_columns, open_dataset
 
 __all__ = [
     "Columns",
@@ -13,9 +13,9 @@ __all__ = [
     "ParquetFileInfo",
     "Shard",
     "ShardRef",
-    "check_same_columns",
     "find_files",
     "inspect",
+    "match_columns",
     "open_dataset",
     "plan_shards",
     "resolve_columns",

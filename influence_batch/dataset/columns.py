@@ -251,7 +251,7 @@ def _check_feature(field: pa.Field, key: str, where: str) -> None:
 
 
 def check_comparable(train: Columns, test: Columns) -> None:
-    """Refuse a test set whose labels or ids are of another kind, or whose features are not train's, in order.
+    """Refuse a test set whose labels or ids are of another kind, or whose features are not train's.
 
     Raises:
         InputError: naming the columns that differ.
@@ -276,15 +276,10 @@ def check_comparable(train: Columns, test: Columns) -> None:
         raise InputError(
             f"test.features: train has {forms[0]} and test {forms[1]}; expected the same in both"
         )
-    if train.embedding or train.features == test.features:
+    if train.embedding or set(train.features) == set(test.features):
         return
     missing = [name for name in train.features if name not in test.features]
     extra = [name for name in test.features if name not in train.features]
-    if not missing and not extra:
-        raise InputError(
-            "test.features: found the columns of train in another order "
-            f"({_listed(test.features, 5)}); accepted: train's order ({_listed(train.features, 5)})"
-        )
     parts = []
     if missing:
         parts.append(f"{len(missing)} of train's are not in test ({_listed(missing, 5)})")

@@ -76,10 +76,9 @@ class RawShard:
 
 
 def plan_shards(files: Sequence[ParquetFileInfo], shard_rows: int) -> tuple[ShardRef, ...]:
-    """Cut files into shards of about `shard_rows` rows, along row groups where they are not larger.
+    """Cut files into shards of at most `shard_rows` rows, along row groups where they are not larger.
 
-    Consecutive small row groups go together; a row group above one and a half times the size is
-    cut into equal parts.
+    Consecutive small row groups go together; a larger row group is cut into equal parts.
     """
     refs: list[ShardRef] = []
     start = 0
@@ -97,9 +96,9 @@ def plan_shards(files: Sequence[ParquetFileInfo], shard_rows: int) -> tuple[Shar
             pending, pending_rows = [], 0
 
         for group, rows in enumerate(file.row_groups):
-            if rows > 1.5 * shard_rows:
+            if rows > shard_rows:
                 flush()
-                edges = np.linspace(0, rows, max(2, round(rows / shard_rows)) + 1).astype(int)
+                edges = np.linspace(0, rows, -(-rows // shard_rows) + 1).astype(int)
                 for low, high in pairwise(edges):
                     refs.append(ShardRef(file.path, (group,), int(low), int(high - low), start, file_row))
                     start += int(high - low)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from influence_batch.dataset.columns import check_comparable, resolve_columns
 from influence_batch.dataset.files import find_files
@@ -41,8 +42,8 @@ def open_dataset(
     return Dataset(key, columns, plan_shards(files, rows), width)
 
 
-def check_same_columns(train: Dataset, test: Dataset) -> None:
-    """Refuse a test set that the model of train cannot be applied to.
+def match_columns(train: Dataset, test: Dataset) -> Dataset:
+    """The test set with its features in train's order.
 
     Raises:
         InputError: naming the columns that differ, or the lengths of the lists.
@@ -53,3 +54,6 @@ def check_same_columns(train: Dataset, test: Dataset) -> None:
             f"test.features: column {test.columns.features[0]} of {test.refs[0].path} has lists of "
             f"{test.width} numbers, train has {train.width}; expected the same length"
         )
+    if train.columns.embedding:
+        return test
+    return test.having(columns=replace(test.columns, features=train.columns.features))

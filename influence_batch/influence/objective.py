@@ -158,7 +158,7 @@ class HessianOperator:
         blocks: np.ndarray = o.executor.reduce(
             o.dataset, sum_over_shards(_shard_hessian), (o.loss, self.weights), o.rows
         )
-        blocks = blocks / o.n
+        blocks /= o.n
         diagonal = np.arange(blocks.shape[1])
         blocks[:, diagonal, diagonal] += np.tile(o.penalty + o.damping, blocks.shape[1] // o.d)
         if np.any(self._gauge):

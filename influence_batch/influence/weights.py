@@ -12,6 +12,16 @@ from influence_batch.errors import InputError
 _KEY = "model.weights"
 
 
+def check_exists(path: str) -> None:
+    """Refuse a path without a file, before any work.
+
+    Raises:
+        InputError: no such file.
+    """
+    if not Path(path).is_file():
+        raise InputError(f"{_KEY}: {path} does not exist; expected an .npz with `coef`")
+
+
 def load_weights(path: str, *, k: int, d: int, intercept: bool) -> np.ndarray:
     """Weights (k, d) or, with an intercept, (k, d + 1), from `coef` (d, k) or (d,) and `intercept` (k,).
 

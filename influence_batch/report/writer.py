@@ -38,8 +38,6 @@ class RunWriter:
     """
 
     def __init__(self, reports: Path, name: str, id_type: pa.DataType, label_type: pa.DataType) -> None:
-        if "://" in str(reports):
-            raise InputError(f"reports: {reports} is a URL; accepted in this version: a local folder")
         self._audit = reports / name
         self._types = (id_type, label_type)
         self._made = _missing_parents(self._audit)

@@ -13,7 +13,7 @@ from influence_batch.solvers.operator import BlockShape, InverseHessian, Operato
 
 # Iterations of preconditioned CG that a plan counts on for one right-hand side.
 _CG_ITERATIONS = 60.0
-_DENSE_COPIES = 3  # the Hessian, its factor, its inverse
+_DENSE_COPIES = 2  # the Hessian with its factor, and its inverse
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Choice:
     """A solver by name, the reason in words, and what the plan counted.
 
     Attributes:
-        dense_bytes: of the Hessian, its factor and its inverse.
+        dense_bytes: of the Hessian with its factor, and of its inverse.
         direct_flops: assembly, factor, inverse and all solves.
         cg_flops: the same solves by CG.
     """

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import numpy as np
 from scipy.linalg import LinAlgError, cho_factor, cho_solve
+from scipy.linalg.blas import dsymm
 from scipy.linalg.lapack import dpotri
 
-from influence_batch.solvers.operator import Operator, apply_blocks
+from influence_batch.solvers.operator import Operator
 from influence_batch.solvers.result import SolverError, SolveResult, Status, relative_residual
 
 _REFINEMENTS = 3
+_TILE = 512
 
 
 class Direct:
-    """H^-1 by Cholesky. Memory: three times the blocks, 24 * blocks * size^2 bytes.
+    """H^-1 by Cholesky. Memory: 8 * blocks * size^2 bytes, and as much again for the inverse.
+
+    Factor and Hessian share one array: the factor has the lower triangle with the diagonal, the
+    Hessian's upper triangle stays above it, and its diagonal is kept beside.
 
     Raises:
         SolverError: where H is not positive definite.
@@ -24,11 +29,17 @@ class Direct:
     def __init__(self, operator: Operator, rtol: float = 1e-8) -> None:
         self._rtol = rtol
         self._copies = operator.block_shape.copies
-        self._blocks = operator.dense_blocks()
-        if not np.all(np.isfinite(self._blocks)):
+        blocks = operator.dense_blocks()
+        self._shape = blocks.shape
+        self._diagonals = np.array([block.diagonal() for block in blocks])
+        # The sum over a row is finite only if every entry is.
+        if not np.all(np.isfinite(blocks.sum(axis=2))):
             raise SolverError("the Hessian has entries that are not finite: features this large overflow")
         try:
-            self._factors = [cho_factor(block, lower=True, check_finite=False)[0] for block in self._blocks]
+            # A block is symmetric, so its transpose is itself in the order that LAPACK factors in place.
+            self._factors = [
+                cho_factor(block.T, lower=True, overwrite_a=True, check_finite=False)[0] for block in blocks
+            ]
         except LinAlgError:
             status = Status.NOT_POSITIVE_DEFINITE
             raise SolverError(
@@ -39,7 +50,7 @@ class Direct:
         """H^-1 B for B (p, m), refined until the residual is at most rtol or stops falling."""
         right_hand_sides = np.asarray(right_hand_sides, dtype=np.float64)
         solution = self._backsolve(right_hand_sides)
-        residual = right_hand_sides - apply_blocks(self._blocks, solution, self._copies)
+        residual = right_hand_sides - self._apply(solution)
         relative = relative_residual(residual, right_hand_sides)
         iterations = np.ones(relative.size, dtype=np.int64)
         for _ in range(_REFINEMENTS):
@@ -47,7 +58,7 @@ class Direct:
             if poor.size == 0:
                 break
             better = solution[:, poor] + self._backsolve(residual[:, poor])
-            better_residual = right_hand_sides[:, poor] - apply_blocks(self._blocks, better, self._copies)
+            better_residual = right_hand_sides[:, poor] - self._apply(better)
             better_relative = relative_residual(better_residual, right_hand_sides[:, poor])
             improved = better_relative < relative[poor]
             taken = poor[improved]
@@ -60,20 +71,46 @@ class Direct:
 
     def inverse_blocks(self) -> np.ndarray:
         """Blocks of H^-1 (blocks, size, size), by LAPACK's potri from the factors."""
-        inverse = np.empty_like(self._blocks)
+        inverse = np.empty(self._shape)
         for block, factor in zip(inverse, self._factors, strict=True):
-            lower, info = dpotri(factor, lower=1)
+            block.T[...] = factor
+            lower, info = dpotri(block.T, lower=1, overwrite_c=1)
             if info != 0:
                 raise SolverError(f"the Hessian is singular. Remedy: {Status.NOT_POSITIVE_DEFINITE.value}.")
-            block[...] = np.tril(lower) + np.tril(lower, -1).T
+            if not np.shares_memory(lower, block):
+                block.T[...] = lower
+            _mirror_lower(block.T)
         return inverse
 
+    def _apply(self, vectors: np.ndarray) -> np.ndarray:
+        """H V for V (p, m), from the upper triangles."""
+        b, q, _ = self._shape
+        parts = vectors.reshape(b, self._copies, q, -1)
+        product = np.empty_like(parts)
+        for block, factor in enumerate(self._factors):
+            # The diagonal in that array is the factor's; for the product H's takes its place.
+            kept = factor.diagonal().copy()
+            np.fill_diagonal(factor, self._diagonals[block])
+            for copy in range(self._copies):
+                product[block, copy] = dsymm(1.0, factor, parts[block, copy], lower=0)
+            np.fill_diagonal(factor, kept)
+        return product.reshape(vectors.shape)
+
     def _backsolve(self, right_hand_sides: np.ndarray) -> np.ndarray:
-        b, q, _ = self._blocks.shape
-        m = right_hand_sides.shape[1]
-        parts = right_hand_sides.reshape(b, self._copies, q, m)
+        b, q, _ = self._shape
+        parts = right_hand_sides.reshape(b, self._copies, q, -1)
         solution = np.empty_like(parts)
         for block, factor in enumerate(self._factors):
             for copy in range(self._copies):
                 solution[block, copy] = cho_solve((factor, True), parts[block, copy], check_finite=False)
         return solution.reshape(right_hand_sides.shape)
+
+
+def _mirror_lower(matrix: np.ndarray) -> None:
+    """Copy the lower triangle onto the upper one, tile by tile, in place."""
+    q = len(matrix)
+    for start in range(0, q, _TILE):
+        stop = min(start + _TILE, q)
+        tile = matrix[start:stop, start:stop]
+        tile[...] = np.tril(tile) + np.tril(tile, -1).T
+        matrix[start:stop, stop:] = matrix[stop:, start:stop].T

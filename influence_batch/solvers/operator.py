@@ -72,10 +72,3 @@ class InverseHessian(Protocol):
             SolverError: where a column did not reach the tolerance.
         """
         ...
-
-
-def apply_blocks(blocks: np.ndarray, vectors: np.ndarray, copies: int) -> np.ndarray:
-    """The block-diagonal matrix times V (p, m); see `BlockShape`."""
-    b, q, _ = blocks.shape
-    parts = vectors.reshape(b, copies, q, vectors.shape[1])
-    return np.matmul(blocks[:, None], parts).reshape(vectors.shape)

@@ -368,12 +368,6 @@ class TestTrainAndTest:
             ),
             (
                 {},
-                {"features": ("b", "a")},
-                "test.features: found the columns of train in another order (b, a); accepted: train's "
-                "order (a, b)",
-            ),
-            (
-                {},
                 {"features": ("v",), "embedding": True},
                 "test.features: train has 2 numeric columns and test one list column; expected the same "
                 "in both",

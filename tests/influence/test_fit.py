@@ -167,7 +167,8 @@ def test_gradient_is_below_the_tolerance(loss: Loss, method: str, tolerance: flo
     assert result.gradient_norm == pytest.approx(relative_gradient_norm(objective, point), abs=1e-15)
     assert result.value == pytest.approx(point.value, rel=1e-14)
     assert [iteration for iteration, _ in seen] == list(range(result.iterations + 1))
-    assert seen[-1][1] == result.gradient_norm
+    # What follows the last iteration only brings the gradient down further.
+    assert result.gradient_norm <= seen[-1][1] <= tolerance
 
 
 def test_direct_and_cg_give_the_same_weights(loss: Loss, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,339 @@
+"""Whole audits in this process: what is found, what is written, and that sharding changes nothing."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+
+import influence_batch
+from influence_batch import InputError, RunError
+from influence_batch.dataset.samples import write_sample
+from influence_batch.report import TABLES
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+
+
+@pytest.fixture(scope="module")
+def samples(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("samples")
+    for name in ("digits", "breast_cancer", "noisy_line"):
+        write_sample(name, folder / name)
+    return folder
+
+
+# The config as it is shipped makes 300 features of 64; where that is not the point, the pixels do.
+_PLAIN = ("model.features=standardize", "model.l2=1e-3")
+
+
+def _paths(samples: Path, name: str) -> list[str]:
+    return [f"{part}.path={samples / name / part}.parquet" for part in ("train", "test")]
+
+
+def _audit(samples: Path, name: str, reports: Path, *overrides: str) -> influence_batch.Report:
+    plain = _PLAIN if name == "digits" else ()
+    settings = [*_paths(samples, name), *plain, *overrides]
+    return influence_batch.audit(CONFIGS / f"{name}.yaml", overrides=settings, reports=reports)
+
+
+def _planted(samples: Path, name: str) -> pd.DataFrame:
+    return pd.read_parquet(samples / name / "planted_errors.parquet")
+
+
+def test_noisy_line_names_the_two_wrong_targets(samples: Path, tmp_path: Path) -> None:
+    report = _audit(samples, "noisy_line", tmp_path)
+    x = pd.read_parquet(samples / "noisy_line" / "train.parquet").set_index("id").x
+    assert set(report.suspects.id) == set(_planted(samples, "noisy_line").id)
+    assert report.examples.set_index("rank").loc[[1, 2], "id"].map(x).tolist() in ([2.5, -4.5], [-4.5, 2.5])
+    assert report.run["detection"]["estimated_errors"] == pytest.approx(2.0, abs=0.1)
+    at = report.cross_influence.query("test_id == 0 and rank == 1").set_index("direction").train_id.map(x)
+    assert pd.read_parquet(samples / "noisy_line" / "test.parquet").x[0] == 3.2
+    assert at.to_dict() == {"harmful": 2.5, "helpful": -4.5}
+    # The suggestion is what the line says without the wrong targets.
+    suggested = report.suspects.set_index("id").suggested_label
+    for id_, value in suggested.items():
+        assert value == pytest.approx(-5.0 * x[id_] + 5.0, abs=0.5)
+
+
+@pytest.mark.parametrize(
+    ("name", "least_f1", "count_within"), [("digits", 0.95, 0.05), ("breast_cancer", 0.85, 0.3)]
+)
+def test_planted_errors_are_found(
+    samples: Path, tmp_path: Path, name: str, least_f1: float, count_within: float
+) -> None:
+    """As shipped. Of 455 tumours some are hard, and 23 errors are few to estimate a rate from."""
+    report = influence_batch.audit(
+        CONFIGS / f"{name}.yaml", overrides=_paths(samples, name), reports=tmp_path
+    )
+    planted = _planted(samples, name).set_index("id")
+    found = set(report.suspects.id) & set(planted.index)
+    f1 = 2 * len(found) / (len(report.suspects) + len(planted))
+    assert f1 >= least_f1
+    assert report.run["detection"]["estimated_errors"] == pytest.approx(len(planted), rel=count_within)
+    right = report.suspects.set_index("id").loc[sorted(found), "suggested_label"]
+    assert (right == planted.loc[sorted(found), "true_label"]).mean() > 0.9
+
+
+@pytest.mark.parametrize(("kind", "least_f1"), [("softmax", 0.85), ("smooth_hinge", 0.85), ("squared", 0.6)])
+@pytest.mark.parametrize("solver", ["direct", "cg"])
+def test_every_model_finds_them_with_every_solver(
+    samples: Path, tmp_path: Path, kind: str, solver: str, least_f1: float
+) -> None:
+    report = _audit(
+        samples,
+        "breast_cancer",
+        tmp_path,
+        f"model.kind={kind}",
+        "model.l2=0.01",
+        f"solver.kind={solver}",
+    )
+    planted = set(_planted(samples, "breast_cancer").id)
+    found = set(report.suspects.id) & planted
+    assert 2 * len(found) / (len(report.suspects) + len(planted)) >= least_f1
+    assert report.run["solver"]["kind"] == solver
+    assert report.test_points.converged.all()
+
+
+@pytest.mark.parametrize("kind", ["softmax", "squared", "smooth_hinge"])
+@pytest.mark.parametrize("shard_rows", [100, 1000])
+def test_tables_do_not_depend_on_sharding(samples: Path, tmp_path: Path, kind: str, shard_rows: int) -> None:
+    settings = (f"model.kind={kind}", "model.features=[standardize, {kind: pca, components: 20}]")
+    whole = _audit(samples, "digits", tmp_path, *settings, "model.task=classification")
+    cut = _audit(
+        samples, "digits", tmp_path, *settings, "model.task=classification", f"shard_rows={shard_rows}"
+    )
+    assert whole.run["train"]["shards"] == 1
+    assert cut.run["train"]["shards"] == -(-1437 // shard_rows)
+    assert cut.run["train"]["fingerprint"] == whole.run["train"]["fingerprint"]
+    pd.testing.assert_frame_equal(cut.examples, whole.examples, rtol=1e-8, atol=1e-11)
+    pd.testing.assert_frame_equal(cut.suspects, whole.suspects, rtol=1e-8, atol=1e-11)
+    pd.testing.assert_frame_equal(cut.test_points, whole.test_points, rtol=1e-8, atol=1e-11)
+    keys = ["test_id", "direction", "rank"]
+    columns = [*keys, "influence", "leave_one_out_influence"]
+    pd.testing.assert_frame_equal(
+        cut.cross_influence[columns], whole.cross_influence[columns], rtol=1e-6, atol=1e-9
+    )
+
+
+def test_small_memory_gives_the_same(samples: Path, tmp_path: Path) -> None:
+    """Shards are read again at each pass, test points go in several blocks: the numbers stay."""
+    settings = ("model.kind=softmax", "model.l2=0.01")
+    whole = _audit(samples, "breast_cancer", tmp_path, *settings)
+    small = _audit(samples, "breast_cancer", tmp_path, *settings, "memory_limit=100KiB", "influence.top_k=5")
+    assert small.run["train"]["shards"] > 10
+    assert len(list((small.run_dir / "cross_influence").glob("*.parquet"))) > 1
+    assert whole.run["solver"]["kind"] == "direct"
+    assert small.run["solver"]["kind"] == "cg"
+    assert small.run["solver"]["reason"].startswith("dense matrices")
+    np.testing.assert_allclose(small.examples.loo_probability, whole.examples.loo_probability, atol=1e-5)
+    np.testing.assert_array_equal(small.suspects.id, whole.suspects.id)
+    top = whole.cross_influence.query("rank <= 5")
+    np.testing.assert_array_equal(small.cross_influence.train_id, top.train_id)
+    np.testing.assert_allclose(small.cross_influence.influence, top.influence, rtol=1e-4, atol=1e-9)
+
+
+def test_direct_that_does_not_fit_is_refused_with_what_to_change(samples: Path, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"Remedy: raise memory_limit, or set solver.kind: cg"):
+        _audit(samples, "digits", tmp_path, "memory_limit=1MiB", "solver.kind=direct")
+
+
+def test_features_are_matched_by_name(samples: Path, tmp_path: Path) -> None:
+    """A test file with train's columns in another order is the same test set."""
+    frame = pd.read_parquet(samples / "breast_cancer" / "test.parquet")
+    frame[sorted(frame.columns, reverse=True)].to_parquet(tmp_path / "shuffled.parquet")
+    one = _audit(samples, "breast_cancer", tmp_path)
+    other = _audit(samples, "breast_cancer", tmp_path, f"test.path={tmp_path / 'shuffled.parquet'}")
+    pd.testing.assert_frame_equal(other.test_points, one.test_points)
+
+
+def test_without_a_test_set_a_sample_of_train_serves(samples: Path, tmp_path: Path) -> None:
+    config = {
+        "name": "alone",
+        "train": {"path": samples / "digits" / "train.parquet", "id": "id", "label": "label"},
+        "model": {"features": "standardize"},
+        "influence": {"test_sample": 50},
+        "reports": tmp_path,
+    }
+    report = influence_batch.audit(config)
+    assert len(report.examples) == 1437
+    assert len(report.test_points) == 50
+    assert set(report.test_points.id) <= set(report.examples.id)
+    assert (report.cross_influence.test_id != report.cross_influence.train_id).all()
+    assert "There is no test set" in report.run["notes"][0]
+    assert report.run["test"] == {"rows": 50, "sampled_from_train": True}
+    # The mean over the other 49 points, for a row that is a test point itself.
+    full = influence_batch.audit({**config, "influence": {"test_sample": 50, "top_k": 1437}})
+    pairs = full.cross_influence
+    own = pairs[pairs.train_id == full.test_points.id[0]]
+    mean = full.examples.set_index("id").mean_test_influence[full.test_points.id[0]]
+    assert own.influence.sum() / 49 == pytest.approx(mean, rel=1e-6)
+
+
+def test_row_numbers_serve_where_there_is_no_id(samples: Path, tmp_path: Path) -> None:
+    report = _audit(samples, "digits", tmp_path, "train.id=null")
+    np.testing.assert_array_equal(report.examples.id, np.arange(1437))
+
+
+@pytest.mark.parametrize(
+    ("labels", "dtype"),
+    [
+        (["benign", "malignant"], "string"),
+        ([True, False], "bool"),
+        ([-3, 7], "int64"),
+        ([0.0, 1.0], "double"),
+    ],
+)
+def test_labels_keep_their_type(samples: Path, tmp_path: Path, labels: list[Any], dtype: str) -> None:
+    frame = pd.read_parquet(samples / "breast_cancer" / "train.parquet")
+    frame["label"] = np.where(frame.label == "benign", *np.array(labels, dtype=object))
+    if dtype == "string":
+        frame["label"] = pd.Categorical(frame.label, categories=[*labels, "never seen"])
+    else:
+        frame["label"] = frame.label.astype({"bool": bool, "int64": "int32", "double": float}[dtype])
+    frame.to_parquet(tmp_path / "train.parquet")
+    config = {
+        "train": {"path": tmp_path / "train.parquet", "id": "id", "label": "label"},
+        "model": {"kind": "logistic", "features": "standardize"},
+        "reports": tmp_path / "reports",
+    }
+    report = influence_batch.audit(config)
+    schema = pq.read_schema(report.run_dir / "examples.parquet")
+    for column in ("given_label", "suggested_label", "predicted_label", "loo_predicted_label"):
+        assert str(schema.field(column).type) == dtype
+    assert set(report.examples.given_label) == set(labels)
+    assert len(report.suspects) > 10
+    assert (report.suspects.given_label != report.suspects.suggested_label).all()
+
+
+def test_threshold_and_budget(samples: Path, tmp_path: Path) -> None:
+    strict = _audit(samples, "digits", tmp_path, "detection.threshold=0.99")
+    assert strict.suspects.p_mislabeled.min() >= 0.99
+    short = _audit(samples, "digits", tmp_path, "detection.budget=7")
+    assert short.suspects["rank"].tolist() == list(range(1, 8))
+    assert short.run["detection"]["n_suspects"] == 7
+
+
+def test_report_is_what_the_schema_says(samples: Path, tmp_path: Path) -> None:
+    report = _audit(samples, "breast_cancer", tmp_path)
+    tables = {
+        "examples": report.run_dir / "examples.parquet",
+        "suspects": report.run_dir / "suspects.parquet",
+        "test_points": report.run_dir / "test_points.parquet",
+        "cross_influence": report.run_dir / "cross_influence" / "part-00000.parquet",
+    }
+    assert set(tables) == set(TABLES)
+    for name, path in tables.items():
+        schema = pq.read_schema(path)
+        assert schema.names == [column.name for column in TABLES[name]]
+        for column in TABLES[name]:
+            assert schema.field(column.name).metadata[b"description"].decode() == column.meaning
+    examples = report.examples
+    assert sorted(examples["rank"]) == list(range(1, 456))
+    listed = examples[examples.is_suspect].sort_values("rank").reset_index(drop=True)
+    pd.testing.assert_frame_equal(listed, report.suspects)
+    assert (examples.self_influence >= 0).all()
+    assert report.run_dir.name.startswith("run_id=")
+    assert report.run_dir.parent.name == "breast_cancer"
+
+
+def test_run_json_is_enough_to_repeat_the_run(samples: Path, tmp_path: Path) -> None:
+    first = _audit(samples, "digits", tmp_path, "model.l2=2e-3", "seed=5")
+    again = influence_batch.audit(first.run["config"], reports=tmp_path)
+    pd.testing.assert_frame_equal(again.examples, first.examples)
+    pd.testing.assert_frame_equal(again.cross_influence, first.cross_influence)
+    assert again.run["config_fingerprint"] == first.run["config_fingerprint"]
+    assert first.run["model"]["gradient_norm"] <= 1e-8
+    for package in ("python", "numpy", "influence_batch"):
+        assert first.run["versions"][package] != "not installed"
+    assert set(first.run["seconds"]) == {
+        "prepare",
+        "read",
+        "fit",
+        "influence",
+        "cross_influence",
+        "detection",
+        "report",
+    }
+
+
+def test_stored_weights_can_be_brought_again(samples: Path, tmp_path: Path) -> None:
+    first = _audit(samples, "digits", tmp_path)
+    again = _audit(samples, "digits", tmp_path, f"model.weights={first.run_dir / 'model.npz'}")
+    assert again.run["model"]["fitted_by"] == "given"
+    pd.testing.assert_frame_equal(again.examples, first.examples, rtol=1e-9, atol=1e-12)
+
+
+def test_unconverged_points_are_flagged_or_refused(samples: Path, tmp_path: Path) -> None:
+    """Leverages by CG would fail first: this checks the test points' own path, down to the row."""
+    few = ("solver.kind=lissa", "solver.rtol=1e-9", "model.kind=squared", "model.task=classification")
+    with pytest.raises(RunError, match="Remedy"):
+        _audit(samples, "digits", tmp_path / "a", *few, "solver.max_rounds=1")
+    assert not (tmp_path / "a").exists()
+
+
+def test_failure_leaves_earlier_reports_untouched(
+    samples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = _audit(samples, "breast_cancer", tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+    def breaks(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    # The package's name `audit` is the function; its module is found by its full name.
+    monkeypatch.setattr(sys.modules["influence_batch.audit"], "select_suspects", breaks)
+    with pytest.raises(OSError, match="No space left"):
+        _audit(samples, "breast_cancer", tmp_path)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert [path.name for path in (tmp_path / "breast_cancer").iterdir()] == [first.run_dir.name]
+
+
+def test_two_runs_of_one_second_stand_side_by_side(samples: Path, tmp_path: Path) -> None:
+    runs = {_audit(samples, "noisy_line", tmp_path).run_dir for _ in range(3)}
+    assert len(runs) == 3
+    for run in runs:
+        assert json.loads((run / "run.json").read_text())["run_id"] == run.name.removeprefix("run_id=")
+
+
+def test_load_report_reads_what_was_written(samples: Path, tmp_path: Path) -> None:
+    run_dir = _audit(samples, "noisy_line", tmp_path).run_dir
+    report = influence_batch.load_report(run_dir)
+    assert isinstance(report.run, Mapping)
+    assert len(report.examples) == 20
+    assert "run_id" not in report.examples.columns
+    with pytest.raises(
+        InputError, match=r"is not a run: it has no run.json; the latest run in it is run_id="
+    ):
+        influence_batch.load_report(run_dir.parent)
+
+
+def test_progress_names_the_stages(samples: Path, tmp_path: Path) -> None:
+    seen: list[str] = []
+    influence_batch.audit(
+        CONFIGS / "noisy_line.yaml",
+        overrides=_paths(samples, "noisy_line"),
+        reports=tmp_path,
+        progress=lambda stage, done, total: seen.append(stage),
+    )
+    assert list(dict.fromkeys(seen)) == [
+        "read train",
+        "read test",
+        "fit",
+        "invert",
+        "influence",
+        "cross-influence",
+        "detect",
+    ]
+
+
+def test_damping_shrinks_influence(samples: Path, tmp_path: Path) -> None:
+    plain = _audit(samples, "breast_cancer", tmp_path)
+    damped = _audit(samples, "breast_cancer", tmp_path, "influence.damping=10")
+    assert (damped.examples.self_influence < plain.examples.self_influence).all()
