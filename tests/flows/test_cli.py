@@ -1,0 +1,256 @@
+"""The command line as a user runs it: real processes, a real Prefect run."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+import influence_batch
+from influence_batch.report import TABLES
+
+ROOT = Path(__file__).resolve().parents[2]
+COMMAND = [sys.executable, "-m", "flows.cli"]
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    return {**os.environ, "PREFECT_HOME": str(tmp_path_factory.mktemp("prefect"))}
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("digits")
+    result = run("sample", "digits", str(folder))
+    assert result.returncode == 0
+    assert result.stdout == (
+        f"{folder / 'train.parquet'}: 1437 rows\n"
+        f"{folder / 'test.parquet'}: 360 rows\n"
+        f"{folder / 'planted_errors.parquet'}: 72 rows\n"
+    )
+    return folder
+
+
+def run(*arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, env=env, cwd=ROOT)
+
+
+def audit_arguments(digits: Path, *more: str) -> list[str]:
+    paths = [f"{part}.path={digits / part}.parquet" for part in ("train", "test")]
+    settings = [*paths, "model.features=standardize", "model.l2=1e-3", *more]
+    return [
+        "audit",
+        "configs/digits.yaml",
+        *[word for setting in settings for word in ("--set", setting)],
+        "--reports",
+        str(digits / "reports"),
+    ]
+
+
+def children(group: int) -> list[str]:
+    """Command lines of the processes in a process group."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                if int((entry / "stat").read_text().rsplit(")", 1)[1].split()[2]) == group:
+                    found.append((entry / "cmdline").read_text().replace("\0", " "))
+            except OSError:
+                continue
+    return found
+
+
+def listeners(group: int) -> set[str]:
+    """Local addresses on which processes of a group listen."""
+    inodes = set()
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                if int((entry / "stat").read_text().rsplit(")", 1)[1].split()[2]) != group:
+                    continue
+                links = [os.readlink(link) for link in (entry / "fd").iterdir()]
+            except OSError:
+                continue
+            inodes |= {match[1] for link in links if (match := re.match(r"socket:\[(\d+)\]", link))}
+    addresses = set()
+    for table in ("tcp", "tcp6"):
+        for line in (Path("/proc/net") / table).read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A" and fields[9] in inodes:
+                addresses.add(fields[1].split(":")[0])
+    return addresses
+
+
+@pytest.fixture(scope="module")
+def audited(digits: Path, environment: dict[str, str]) -> tuple[subprocess.Popen[str], str, str, set[str]]:
+    """One audit with --json, watched while it runs: process, stdout, stderr, addresses it listened on."""
+    process = subprocess.Popen(
+        [*COMMAND, *audit_arguments(digits), "--json"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        cwd=ROOT,
+        start_new_session=True,
+    )
+    addresses: set[str] = set()
+    while process.poll() is None:
+        addresses |= listeners(process.pid)
+        time.sleep(0.02)
+    stdout, stderr = process.communicate()
+    return process, stdout, stderr, addresses
+
+
+def test_json_is_all_that_stands_on_stdout(audited: tuple) -> None:
+    process, stdout, stderr, _ = audited
+    assert process.returncode == 0, stderr
+    assert stderr == ""
+    summary = json.loads(stdout)
+    assert stdout.count("\n") == 1
+    assert set(summary) >= {
+        "run_dir",
+        "n_train",
+        "n_test",
+        "n_suspects",
+        "estimated_errors",
+        "estimated_errors_low",
+        "estimated_errors_high",
+        "seconds",
+    }
+    assert (summary["n_train"], summary["n_test"]) == (1437, 360)
+    assert summary["estimated_errors_low"] <= summary["estimated_errors"] <= summary["estimated_errors_high"]
+    assert set(summary["seconds"]) >= {"read", "fit", "influence", "cross_influence", "detection"}
+
+
+def test_nothing_outlives_the_command(audited: tuple) -> None:
+    process, _, _, _ = audited
+    assert children(process.pid) == []
+
+
+@pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="no /proc/net/tcp to read listeners from")
+def test_it_listens_on_the_loopback_only(audited: tuple) -> None:
+    addresses = audited[3]
+    assert addresses == {"0100007F"}
+
+
+def test_the_flow_finds_what_the_function_finds(audited: tuple, digits: Path, tmp_path: Path) -> None:
+    summary = json.loads(audited[1])
+    flow = influence_batch.load_report(summary["run_dir"])
+    plain = influence_batch.audit(flow.run["config"], reports=tmp_path)
+    pd.testing.assert_frame_equal(flow.examples, plain.examples)
+    pd.testing.assert_frame_equal(flow.cross_influence, plain.cross_influence)
+    pd.testing.assert_frame_equal(flow.test_points, plain.test_points)
+    assert summary["n_suspects"] == len(flow.suspects)
+
+
+def test_people_get_a_table_and_progress_in_a_terminal(digits: Path, environment: dict[str, str]) -> None:
+    """On a pseudo-terminal: bars on stderr, the most suspect rows on stdout."""
+    main, other = pty.openpty()
+    process = subprocess.Popen(
+        [*COMMAND, *audit_arguments(digits, "detection.budget=3")],
+        stdout=subprocess.PIPE,
+        stderr=other,
+        text=True,
+        env={**environment, "TERM": "xterm", "COLUMNS": "100"},
+        cwd=ROOT,
+    )
+    os.close(other)
+    shown = b""
+    try:
+        while piece := os.read(main, 65536):
+            shown += piece
+    except OSError:  # the other end was closed
+        pass
+    assert process.stdout is not None
+    stdout = process.stdout.read()
+    assert process.wait() == 0
+    os.close(main)
+    for stage in (b"read train", b"fit", b"cross-influence", b"detect"):
+        assert stage in shown
+    assert "The 3 most suspect of 3" in stdout
+    assert "3 suspects among 1437 examples; estimated errors: " in stdout
+    assert f"report: {digits / 'reports' / 'digits' / 'run_id='}" in stdout
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stopped_audit_leaves_nothing_behind(
+    digits: Path, environment: dict[str, str], number: signal.Signals
+) -> None:
+    reports = digits / f"stopped-{number.name}"
+    arguments = audit_arguments(digits, "solver.kind=cg", "model.features={kind: pca, components: 60}")
+    process = subprocess.Popen(
+        [*COMMAND, *arguments[:-1], str(reports)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        cwd=ROOT,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 120
+    while not list(reports.glob("digits/.unfinished-*")) and time.monotonic() < deadline:
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(number)
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert stdout == ""
+    assert "Traceback" not in stderr
+    assert not reports.exists()
+    assert children(process.pid) == []
+
+
+def test_help_imports_nothing_heavy() -> None:
+    """What makes --help answer at once: neither Prefect nor the numeric libraries are imported for it."""
+    code = (
+        "import sys, flows.cli\n"
+        "try: flows.cli.main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "print(sorted({'numpy', 'pandas', 'prefect', 'pyarrow', 'scipy', 'pydantic'} & set(sys.modules)))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert result.stdout.splitlines()[-1] == "[]"
+    for command in ("audit", "validate", "sample", "schema"):
+        assert re.search(rf"^  {command} ", result.stdout, re.M)
+
+
+def test_validate_reads_schemas_and_does_no_work(digits: Path) -> None:
+    before = sorted(digits.iterdir())
+    arguments = audit_arguments(digits)
+    result = run("validate", *arguments[1:])
+    assert result.returncode == 0, result.stderr
+    assert (
+        "train: 1437 rows in 1 file, 64 features (numeric columns), label label (int64), id id"
+        in result.stdout
+    )
+    assert result.stdout.endswith("config and schemas are valid\n")
+    assert sorted(digits.iterdir()) == before
+    wrong = run("validate", "configs/digits.yaml", "--set", f"train.path={digits}/nothing.parquet")
+    assert wrong.returncode == 2
+    assert wrong.stderr.startswith("error: train.path: ")
+
+
+def test_schema_explains_every_column() -> None:
+    result = run("schema")
+    assert result.returncode == 0
+    for name, columns in TABLES.items():
+        assert f"\n{name}\n" in f"\n{result.stdout}"
+        for column in columns:
+            assert f"  {column.name} (" in result.stdout
+            assert column.meaning in result.stdout
+    one = json.loads(run("schema", "test_points", "--json").stdout)
+    assert [column["name"] for column in one["test_points"]] == [c.name for c in TABLES["test_points"]]
+    wrong = run("schema", "nothing")
+    assert wrong.returncode == 2
+    assert wrong.stderr == (
+        "error: schema: no table 'nothing'; accepted: examples, suspects, cross_influence, test_points\n"
+    )
