@@ -1,0 +1,83 @@
+"""What the README says is what happens: its commands, queries and tables."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import duckdb
+import pytest
+
+import influence_batch
+from influence_batch.config import load_config
+from influence_batch.dataset.samples import write_sample
+from influence_batch.report import TABLES
+
+ROOT = Path(__file__).resolve().parents[1]
+TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", TEXT, re.M | re.S)
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which the README's paths exist: the sample, and one report."""
+    folder = tmp_path_factory.mktemp("readme")
+    write_sample("digits", folder / "configs" / "data" / "digits")
+    paths = [f"{part}.path={folder}/configs/data/digits/{part}.parquet" for part in ("train", "test")]
+    settings = [*paths, "model.features=standardize", "model.l2=1e-3"]
+    influence_batch.audit(ROOT / "configs" / "digits.yaml", overrides=settings, reports=folder / "reports")
+    return folder
+
+
+@pytest.mark.parametrize("block", blocks("python"))
+def test_python_runs(block: str, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(workplace)
+    run = next((workplace / "reports" / "digits").iterdir())
+    names: dict[str, object] = {}
+    exec(re.sub(r"run_id=\w+", run.name, block), names)
+    if "todo" in names:
+        assert len(names["todo"]) > 50  # type: ignore[arg-type]
+        assert len(names["harmed"]) > 0  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("block", blocks("sql"))
+def test_sql_runs(block: str, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(workplace)
+    found = duckdb.sql(block).df()
+    assert found.run_id.nunique() == 1
+    assert str(found.run_id[0]) == next((workplace / "reports" / "digits").iterdir()).name[len("run_id=") :]
+    assert found.suspects.sum() > 50
+
+
+@pytest.mark.parametrize("block", blocks("yaml"))
+def test_config_is_valid(block: str, tmp_path: Path) -> None:
+    (tmp_path / "audit.yaml").write_text(block, encoding="utf-8")
+    assert load_config(tmp_path / "audit.yaml").name == "digits"
+
+
+def test_every_column_of_the_reports_is_named() -> None:
+    for columns in TABLES.values():
+        for column in columns:
+            assert f"`{column.name}`" in TEXT
+
+
+def test_both_commands_stand_once_and_ci_runs_the_second() -> None:
+    commands = [block.strip() for block in blocks("sh")]
+    assert len(commands) == 2
+    assert all("\n" not in command for command in commands)
+    mark = "<!-- test command -->\n```sh\n"
+    assert TEXT.count(mark) == 1
+    assert commands[1] in TEXT.split(mark)[1]
+    ci = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    assert "<!-- test command -->" in ci
+
+
+def test_configs_of_the_repository_are_valid() -> None:
+    configs = sorted((ROOT / "configs").glob("*.yaml"))
+    assert [path.stem for path in configs] == ["breast_cancer", "digits", "mnist_1_vs_7", "noisy_line"]
+    for path in configs:
+        assert load_config(path).name == path.stem
+        assert f"influence-batch sample {path.stem} configs/data/{path.stem}" in path.read_text()
