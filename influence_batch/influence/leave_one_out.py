@@ -133,6 +133,8 @@ def _from_leverages(
     logits = linear.logits(weights, features)
     residual = loss.residual(logits, targets)
     curvature = loss.curvature(logits, targets)
+    if not loss.separable:
+        leverages = linear.without_common_shift(leverages)
     took_part = np.ones(len(targets), bool) if example_weights is None else example_weights > 0
     full = took_part & (linear.remaining_share(curvature, leverages) < _FULL_LEVERAGE)
     if full.any():

@@ -138,6 +138,18 @@ def quadratic_form(left: np.ndarray, leverages: np.ndarray, right: np.ndarray) -
     return result
 
 
+def without_common_shift(leverages: np.ndarray) -> np.ndarray:
+    """P A_i P (n, k, k) with P = I - 11'/k, for logits of which only differences matter.
+
+    Residuals sum to 0 over the logits and so do the columns of C, hence nothing that follows from A
+    depends on what P takes away; where a feature has no penalty that part is large and all rounding.
+    """
+    rows = leverages.mean(axis=1, keepdims=True)
+    columns = leverages.mean(axis=2, keepdims=True)
+    result: np.ndarray = leverages - rows - columns + rows.mean(axis=2, keepdims=True)
+    return result
+
+
 def remaining_share(curvature: np.ndarray, leverages: np.ndarray) -> np.ndarray:
     """Smallest eigenvalue of I - C A (n,): the others' say in an example's logits, 0 at leverage 1.
 

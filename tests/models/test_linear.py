@@ -296,3 +296,19 @@ def test_remaining_share_against_eigenvalues(loss: Loss, far: float, full: bool)
     np.testing.assert_allclose(share[low], smallest[low], rtol=1e-6, atol=rounding)
     assert np.all(share[~low] <= smallest[~low] * (1 + 1e-9) + rounding)
     assert np.all(share[~low] > 1e-4)
+
+
+def test_common_shift_takes_no_part_in_anything() -> None:
+    """Adding a part along equal shifts of all logits, however large, changes no result of softmax."""
+    random = np.random.default_rng(11)
+    loss = Softmax(4)
+    features, weights = random.standard_normal((20, 3)), random.standard_normal((4, 3))
+    targets = random.integers(0, 4, 20)
+    root = 0.2 * random.standard_normal((20, 4, 4))
+    leverages = linear.without_common_shift(root @ root.transpose(0, 2, 1))
+    np.testing.assert_allclose(leverages.sum(axis=1), 0.0, atol=1e-14)
+    np.testing.assert_allclose(leverages, linear.without_common_shift(leverages + 1e3), atol=1e-9)
+    expected = linear.leave_one_out_residual(loss, weights, features, targets, leverages)
+    shifted = linear.leave_one_out_residual(loss, weights, features, targets, leverages + 0.5)
+    np.testing.assert_allclose(shifted[0], expected[0], rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(shifted[1], expected[1], rtol=1e-9, atol=1e-12)
