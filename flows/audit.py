@@ -18,6 +18,8 @@ from influence_batch.config import load_config  # noqa: E402
 from influence_batch.errors import InputError, RunError  # noqa: E402
 from influence_batch.stages import Clock  # noqa: E402
 
+_RETRY_DELAY_SECONDS = 10
+
 
 class _SaidInWords(logging.Filter):
     """Keeps tracebacks of the package's own errors out of the log: their message says what to do."""
@@ -40,7 +42,7 @@ def _stage(name: str) -> Any:
     return task(
         name=name,
         retries=2,
-        retry_delay_seconds=10,
+        retry_delay_seconds=_RETRY_DELAY_SECONDS,
         retry_condition_fn=_may_pass,
         cache_policy=NO_CACHE,
         persist_result=False,
