@@ -136,6 +136,8 @@ def _print_summary(summary: dict[str, Any]) -> None:
         soft_wrap=True,
         highlight=False,
     )
+    for note in summary["notes"]:
+        click.echo(f"note: {note}")
     click.echo(f"report: {summary['run_dir']}")
 
 
@@ -157,10 +159,11 @@ def validate(config: Path, overrides: tuple[str, ...], reports: Path | None) -> 
             continue
         columns = dataset.columns
         files = len({ref.path for ref in dataset.refs})
-        kind = f"the list column {columns.features[0]}" if columns.embedding else "numeric columns"
+        kind = "list column" if columns.embedding else "numeric columns"
+        names = ", ".join(columns.features[:12]) + (", ..." if len(columns.features) > 12 else "")
         click.echo(
             f"{dataset.key}: {dataset.n_rows} rows in {files} {'file' if files == 1 else 'files'}, "
-            f"{dataset.width} features ({kind}), label {columns.label} ({columns.label_type}), "
+            f"{dataset.width} features ({kind} {names}), label {columns.label} ({columns.label_type}), "
             f"id {columns.id or 'row number'}"
         )
     task = "regression" if prepared.regression else "classification"

@@ -18,8 +18,8 @@ import pyarrow as pa
 
 from influence_batch.config import AuditConfig, load_config
 from influence_batch.dataset import Columns, inspect, match_columns, open_dataset
+from influence_batch.dataset.columns import storage_type
 from influence_batch.dataset.inspection import check_test_labels, find_classes
-from influence_batch.dataset.shards import storage_type
 from influence_batch.detection import (
     Reading,
     keep_for_refit,
@@ -404,7 +404,7 @@ def detect(data: Data, model: Model, explained: Explained, progress: Progress = 
 def _read(data: Data, influence: TrainInfluence, given: np.ndarray) -> Reading:
     if data.prepared.regression:
         return read_numbers(
-            influence.residual[:, 0], influence.corrected_residual[:, 0], influence.loo_logits[:, 0]
+            influence.residual[:, 0], influence.corrected_residual[:, 0], influence.loo_logits[:, 0], given
         )
     return read_classes(data.loss.class_scores(influence.loo_logits), given)
 

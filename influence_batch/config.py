@@ -209,8 +209,8 @@ class InfluenceConfig(_Section):
     )
     test_sample: _Int = Field(
         1000,
-        ge=1,
-        description="a whole number, 1 or more: rows of train that serve as test points where there is no "
+        ge=2,
+        description="a whole number, 2 or more: rows of train that serve as test points where there is no "
         "test set",
     )
 
@@ -245,7 +245,7 @@ class AuditConfig(_Section):
     detection: DetectionConfig = DetectionConfig()
     cluster: ClusterConfig = ClusterConfig()
     memory_limit: Annotated[ByteSize, BeforeValidator(_no_truth_value)] = Field(
-        ByteSize(2 * 1024**3), gt=0, description="a size such as 2GiB or 500MB"
+        ByteSize(2 * 1024**3), ge=1024**2, description="a size such as 2GiB or 500MB, at least 1MiB"
     )
     shard_rows: _Int | None = Field(
         None, ge=1, description="a whole number, 1 or more: rows a shard (default: from memory_limit)"

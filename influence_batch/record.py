@@ -16,6 +16,7 @@ import numpy as np
 
 from influence_batch.dataset import Dataset, Inspection
 from influence_batch.detection import Reading
+from influence_batch.models import predict
 from influence_batch.stages import Crossed, Data, Explained, Model
 
 FORMAT = 1
@@ -78,7 +79,7 @@ def run_record(
             "detail": crossed.mean_solve.detail,
         },
         "detection": _detection(data, reading, n_suspects),
-        "notes": _notes(data, model, crossed, n_test),
+        "notes": _notes(data, model, explained, crossed, n_test),
         "seconds": {stage: round(value, 4) for stage, value in seconds.items()},
         "peak_memory_bytes": _peak_memory(),
     }
@@ -126,15 +127,17 @@ def _detection(data: Data, reading: Reading, n_suspects: int) -> dict[str, Any]:
     return detection
 
 
-def _notes(data: Data, model: Model, crossed: Crossed, n_test: int) -> list[str]:
+def _notes(data: Data, model: Model, explained: Explained, crossed: Crossed, n_test: int) -> list[str]:
     """What a reader of the report must know, in sentences."""
     config = data.prepared.config
-    notes = []
+    notes = _notes_on_classes(data, explained)
     if data.test is None:
         notes.append(
             f"There is no test set: a sample of {n_test} rows of train (seed {config.seed}) serves as test "
             "points, a row's influence on itself left out."
         )
+    if config.test is not None and config.test.trusted:
+        notes.append("test.trusted has no effect in this version.")
     if model.fit.method == "given" and not config.model.require_optimum:
         notes.append(
             f"The weights were given and not checked: their relative gradient norm is "
@@ -148,6 +151,31 @@ def _notes(data: Data, model: Model, crossed: Crossed, n_test: int) -> list[str]
         )
     if not crossed.mean_solve.converged[0]:
         notes.append("mean_test_influence missed the solver's tolerance and is not to be relied on.")
+    return notes
+
+
+def _notes_on_classes(data: Data, explained: Explained) -> list[str]:
+    if data.train.classes is None:
+        return []
+    given = data.train.encode(data.train_inspection.labels)
+    counts = np.bincount(given, minlength=len(data.train.classes))
+    right = float(np.mean(predict(data.loss, explained.train.loo_logits) == given))
+    common = float(counts.max() / len(given))
+    notes = []
+    # Two standard errors of the share: closer than that they are not told apart.
+    if right < common + 2.0 * np.sqrt(common * (1.0 - common) / len(given)):
+        notes.append(
+            f"The model without an example names its given label in {right:.1%} of cases, and the most "
+            f"common label alone would in {common:.1%}: these features and this model say next to "
+            "nothing of the labels, and neither does the list."
+        )
+    alone = [str(data.train.classes[code]) for code in np.flatnonzero(counts == 1)]
+    if alone:
+        listed = ", ".join(alone[:5]) + (", ..." if len(alone) > 5 else "")
+        notes.append(
+            f"{len(alone)} {'label has' if len(alone) == 1 else 'labels have'} one example only ({listed}): "
+            "nothing can be said of whether it is right, and its p_mislabeled is the mean of all."
+        )
     return notes
 
 

@@ -101,6 +101,7 @@ class Outcome:
             "estimated_errors": detection["estimated_errors"],
             "estimated_errors_low": detection["estimated_errors_low"],
             "estimated_errors_high": detection["estimated_errors_high"],
+            "notes": self.run["notes"],
             "seconds": self.run["seconds"],
         }
 

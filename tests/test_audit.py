@@ -122,12 +122,17 @@ def test_tables_do_not_depend_on_sharding(samples: Path, tmp_path: Path, kind: s
     )
 
 
-def test_small_memory_gives_the_same(samples: Path, tmp_path: Path) -> None:
+def test_small_memory_gives_the_same(samples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Shards are read again at each pass, test points go in several blocks: the numbers stay."""
     settings = ("model.kind=softmax", "model.l2=0.01")
     whole = _audit(samples, "breast_cancer", tmp_path, *settings)
-    small = _audit(samples, "breast_cancer", tmp_path, *settings, "memory_limit=100KiB", "influence.top_k=5")
-    assert small.run["train"]["shards"] > 10
+    module = sys.modules["influence_batch.audit"]
+    monkeypatch.setattr(module, "_SHARD_BYTES", 32_000)
+    monkeypatch.setattr(module, "_CACHE_SHARE", 0.05)
+    monkeypatch.setattr(module, "_BLOCK_SHARE", 0.05)
+    monkeypatch.setattr(module, "_dense_memory", lambda data, objective: 30_000.0)
+    small = _audit(samples, "breast_cancer", tmp_path, *settings, "memory_limit=1MiB", "influence.top_k=5")
+    assert small.run["train"]["shards"] > 3
     assert len(list((small.run_dir / "cross_influence").glob("*.parquet"))) > 1
     assert whole.run["solver"]["kind"] == "direct"
     assert small.run["solver"]["kind"] == "cg"
@@ -337,3 +342,26 @@ def test_damping_shrinks_influence(samples: Path, tmp_path: Path) -> None:
     plain = _audit(samples, "breast_cancer", tmp_path)
     damped = _audit(samples, "breast_cancer", tmp_path, "influence.damping=10")
     assert (damped.examples.self_influence < plain.examples.self_influence).all()
+
+
+def test_features_without_signal_accuse_nobody_and_say_so(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    frame = pd.DataFrame({"x": np.ones(600), "label": random.choice(["cat", "dog", "fox"], 600)})
+    frame.loc[0, "label"] = "yak"
+    frame.to_parquet(tmp_path / "train.parquet")
+    config = {"train": {"path": tmp_path / "train.parquet", "label": "label"}, "reports": tmp_path}
+    report = influence_batch.audit(config)
+    assert report.suspects.empty
+    assert report.run["notes"][0].endswith("say next to nothing of the labels, and neither does the list.")
+    assert report.run["notes"][1].startswith("1 label has one example only (yak): nothing can be said")
+
+
+def test_exact_regression_accuses_nobody(tmp_path: Path) -> None:
+    x = np.arange(200.0)
+    pd.DataFrame({"x": x, "y": 0.1 * x + 0.3}).to_parquet(tmp_path / "train.parquet")
+    config = {
+        "train": {"path": tmp_path / "train.parquet", "label": "y"},
+        "model": {"kind": "squared", "l2": 0},
+        "reports": tmp_path,
+    }
+    assert influence_batch.audit(config).suspects.empty

@@ -314,8 +314,14 @@ class TestUnions:
             "cluster: {kind: dask}",
             "cluster.kind: found 'dask'; accepted: none (this version runs in process)",
         ),
-        ("memory_limit: lots", "memory_limit: found 'lots'; accepted: a size such as 2GiB or 500MB"),
-        ("memory_limit: true", "memory_limit: found true; accepted: a size such as 2GiB or 500MB"),
+        (
+            "memory_limit: lots",
+            "memory_limit: found 'lots'; accepted: a size such as 2GiB or 500MB, at least 1MiB",
+        ),
+        (
+            "memory_limit: true",
+            "memory_limit: found true; accepted: a size such as 2GiB or 500MB, at least 1MiB",
+        ),
         (
             "shard_rows: 0",
             "shard_rows: found 0; accepted: a whole number, 1 or more: rows a shard (default: from "

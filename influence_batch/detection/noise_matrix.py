@@ -7,6 +7,7 @@ scores. Both are fitted by maximum likelihood: EM for T (as for confusion matric
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +20,8 @@ PSEUDO_EXAMPLES = 20.0
 # Least share of wrong labels, over all. Without it the noise matrix can collapse to the identity, every
 # p_mislabeled underflows and the ranking is lost in ties.
 NOISE_FLOOR = 1e-4
+# Most noise that is believed, as a share of what naming the most common label always would get wrong.
+_MOST_NOISE = 0.9
 _EM_STEPS = 200
 _EM_TOLERANCE = 1e-8
 
@@ -41,26 +44,52 @@ class NoiseModel:
 def fit_noise(scores: np.ndarray, given: np.ndarray, temperature: float | None = None) -> NoiseModel:
     """Fit T, and tau where it is not given.
 
+    Where the features say nothing of the classes, a noise matrix explains the labels no worse than
+    class overlap does, and would call most of them wrong: all but those of the most common label. So it
+    is believed only if it calls clearly fewer labels wrong than that guess does, and if it raises the
+    log-likelihood over a channel without noise (its own temperature fitted) by more than the Bayesian
+    information criterion's price of a rate. Else the channel without noise is the answer.
+
     Args:
         scores: (n, k) leave-one-out class scores.
         given: (n,) codes of the given labels.
-        temperature: tau, if it is not to be fitted.
+        temperature: tau, if it is not to be fitted; T then is fitted whatever it earns.
     """
-    k = scores.shape[1]
+    n, k = scores.shape
+    if temperature is not None:
+        return _fit_matrix(scores, given, temperature, _uniform_noise(k, 0.05))
+    clean = _uniform_noise(k, NOISE_FLOOR)
     matrix = _uniform_noise(k, 0.05)
-    if temperature is None:
-        unit = typical_margin(scores)
 
-        def objective(log_tau: float) -> float:
-            nonlocal matrix
-            model = _fit_matrix(scores, given, unit * float(np.exp(log_tau)), matrix)
-            return -model.log_likelihood
+    def without_noise(tau: float) -> NoiseModel:
+        p = np.exp(log_softmax(scores / tau, axis=1))
+        return NoiseModel(tau, clean, noise_statistics(p, given, clean)[1])
 
-        found = minimize_scalar(
-            objective, bounds=(np.log(0.01), np.log(10.0)), method="bounded", options={"xatol": 0.01}
-        )
-        temperature = unit * float(np.exp(found.x))
-    return _fit_matrix(scores, given, temperature, matrix)
+    def with_noise(tau: float) -> NoiseModel:
+        nonlocal matrix
+        model = _fit_matrix(scores, given, tau, matrix)
+        matrix = model.matrix  # the next temperature's EM starts where this one ended
+        return model
+
+    unit = typical_margin(scores)
+    plain, noisy = _best_temperature(without_noise, unit), _best_temperature(with_noise, unit)
+    gain = n * (noisy.log_likelihood - plain.log_likelihood)
+    shares = np.exp(log_softmax(scores / noisy.temperature, axis=1)).mean(axis=0)
+    guess = 1.0 - np.bincount(given).max() / n
+    believable = noise_rate(noisy.matrix, shares) <= _MOST_NOISE * guess
+    return noisy if believable and gain > 0.5 * np.log(n) else plain
+
+
+def _best_temperature(model_at: Callable[[float], NoiseModel], unit: float) -> NoiseModel:
+    # Where all margins are slight for want of a signal, the unit is no measure: 10 is near to uniform.
+    bounds = (np.log(0.01 * unit), np.log(10.0 * max(unit, 1.0)))
+    found = minimize_scalar(
+        lambda log_tau: -model_at(float(np.exp(log_tau))).log_likelihood,
+        bounds=bounds,
+        method="bounded",
+        options={"xatol": 0.01},
+    )
+    return model_at(float(np.exp(found.x)))
 
 
 def typical_margin(scores: np.ndarray) -> float:

@@ -34,13 +34,18 @@ class OutlierModel:
     log_likelihood: float
 
 
-def fit_outliers(residuals: np.ndarray, inliers: Inliers) -> OutlierModel:
-    """Fit the mixture to standardized left-out residuals (n,), centred at 0 for inliers."""
+def fit_outliers(residuals: np.ndarray, inliers: Inliers, rounding: float = 0.0) -> OutlierModel:
+    """Fit the mixture to standardized left-out residuals (n,), centred at 0 for inliers.
+
+    Args:
+        rounding: what of a residual is rounding; the inliers' scale is at least that.
+    """
     t = np.asarray(residuals, dtype=np.float64)
     size = float(np.abs(t).max())
     if size == 0.0:
         return OutlierModel(NOISE_FLOOR, 1.0, _LEAST_RATIO, inliers, 0.0)
-    scale = max(1.4826 * float(np.median(np.abs(t))), 1e-9 * size)
+    least = max(1e-9 * size, rounding)
+    scale = max(1.4826 * float(np.median(np.abs(t))), least)
     model = OutlierModel(0.05, scale, max(size, _LEAST_RATIO * scale), inliers, -np.inf)
     for _ in range(_EM_STEPS):
         outlying, likelihood = _posterior(t, model)
@@ -51,7 +56,7 @@ def fit_outliers(residuals: np.ndarray, inliers: Inliers) -> OutlierModel:
         if inliers == "student":
             weights = inlying * (_DEGREES + 1.0) / (_DEGREES + np.square(t / model.scale))
         scale = np.sqrt(float(weights @ np.square(t)) / max(float(inlying.sum()), 1e-300))
-        scale = max(float(scale), 1e-9 * size)
+        scale = max(float(scale), least)
         wide = np.sqrt(float(outlying @ np.square(t)) / max(float(outlying.sum()), 1e-300))
         share = float(np.clip(outlying.mean(), NOISE_FLOOR, _MOST_OUTLIERS))
         model = OutlierModel(share, scale, max(float(wide), _LEAST_RATIO * scale), inliers, likelihood)

@@ -20,6 +20,8 @@ from influence_batch.detection.outliers import (
 _SHARP = 0.25
 # A refit leaves out at most this share of the examples of a label, so that no class vanishes.
 _MOST_LEFT_OUT = 0.5
+# Residuals this small next to the targets are what is left of an exact fit, and no evidence.
+_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
@@ -69,9 +71,13 @@ def read_classes(scores: np.ndarray, given: np.ndarray) -> Reading:
     doubt = logsumexp(others, axis=1) - joint[at, given]
     p_mislabeled = np.exp(logsumexp(others, axis=1) - total)
     suggested = others.argmax(axis=1)
+    rate = noise_rate(model.matrix, np.exp(log_p).mean(axis=0))
+    # Without its only example a label does not exist, and no model without it can speak for it.
+    alone = np.bincount(given, minlength=scores.shape[1])[given] == 1
+    p_mislabeled = np.where(alone, rate, p_mislabeled)
+    doubt = np.where(alone, np.log(rate) - np.log1p(-rate), doubt)
     sharp = fit_noise(scores, given, _SHARP * model.temperature)
     estimates = [float(p_mislabeled.sum()), expected_errors(scores, given, sharp)]
-    rate = noise_rate(model.matrix, np.exp(log_p).mean(axis=0))
     return Reading(
         p_mislabeled=p_mislabeled,
         doubt=doubt,
@@ -94,17 +100,20 @@ def expected_errors(scores: np.ndarray, given: np.ndarray, model: NoiseModel) ->
     return float((1.0 - right).sum())
 
 
-def read_numbers(residual: np.ndarray, corrected: np.ndarray, loo_predictions: np.ndarray) -> Reading:
+def read_numbers(
+    residual: np.ndarray, corrected: np.ndarray, loo_predictions: np.ndarray, targets: np.ndarray
+) -> Reading:
     """Fit outlier mixtures to left-out residuals, and read every target.
 
     Args:
         residual, corrected: (n,) at the fit, r, and with leverage taken out, r / (1 - h). For an
             inlier of deviation s they have the deviations s sqrt(1 - h) and s / sqrt(1 - h), so
             their geometric mean has s whatever the leverage.
-        loo_predictions: (n,).
+        loo_predictions, targets: (n,).
     """
     t = np.sign(residual) * np.sqrt(np.abs(residual * corrected))
-    models = [fit_outliers(t, "normal"), fit_outliers(t, "student")]
+    rounding = _ROUNDING * float(np.abs(targets).max())
+    models = [fit_outliers(t, "normal", rounding), fit_outliers(t, "student", rounding)]
     best = max(models, key=lambda model: model.log_likelihood)
     p_mislabeled = score_outliers(t, best)
     estimates = [float(score_outliers(t, model).sum()) for model in models]

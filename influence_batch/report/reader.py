@@ -58,8 +58,10 @@ def load_report(run_dir: str | Path) -> Report:
         InputError: the folder is not a run.
     """
     folder = Path(run_dir)
+    if not folder.exists():
+        raise InputError(f"{folder} does not exist; expected the folder of a run")
     if not (folder / "run.json").is_file():
-        inner = sorted(folder.glob("run_id=*"))
-        hint = f"; the latest run in it is {inner[-1].name}" if inner else ""
+        inner = sorted([*folder.glob("run_id=*"), *folder.glob("*/run_id=*")])
+        hint = f"; the latest run in it is {inner[-1].relative_to(folder)}" if inner else ""
         raise InputError(f"{folder} is not a run: it has no run.json{hint}")
     return Report(folder)

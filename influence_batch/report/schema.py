@@ -31,7 +31,8 @@ _EXAMPLES = (
         "suggested_label",
         LABEL,
         "the most probable other label where the given one is in doubt (suspects, and p_mislabeled of 0.5 "
-        "and more), else the given label; for regression the prediction of the model without the example",
+        "and more), else the given label; for regression the prediction of a model fitted without the "
+        "suspects and without the example",
     ),
     Column(
         "suggested_probability",
@@ -60,11 +61,16 @@ _EXAMPLES = (
     Column(
         "loo_probability",
         _F,
-        "probability of the given label under the model without the example; for regression the "
-        "two-sided tail probability of its left-out residual",
+        "probability of the given label under the model without the example, at the temperature that fits "
+        "the labels best (run.json: detection.temperature); for regression the two-sided tail "
+        "probability of its left-out residual",
     ),
     Column("loo_predicted_label", LABEL, "prediction of the model without the example"),
-    Column("p_mislabeled", _F, "probability that the given label is wrong"),
+    Column(
+        "p_mislabeled",
+        _F,
+        "probability that the given label is wrong, as a model fitted without the suspects sees it",
+    ),
     Column("rank", _I, "1 for the most suspect example of train"),
     Column("is_suspect", _B, "whether the example is on the list (detection.threshold or detection.budget)"),
     Column(

@@ -23,7 +23,9 @@ _ATTEMPTS = 100
 
 
 class RunWriter:
-    """Collects the files of one run in a hidden folder beside its place, and moves it there at the end.
+    """Collects the files of one run in a hidden folder, and moves it to its place at the end.
+
+    The hidden folder is not among the audit's runs, where a query over all of them would find it.
 
     Used as a context: unless `commit` was called, leaving it removes what was written, and folders
     that were made for it.
@@ -45,7 +47,7 @@ class RunWriter:
         self.started = datetime.now(UTC)
         try:
             self._audit.mkdir(parents=True, exist_ok=True)
-            self._folder = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=self._audit))
+            self._folder = Path(tempfile.mkdtemp(prefix=f".unfinished-{name}-", dir=reports))
             self._folder.chmod(0o755)
         except OSError as error:
             self._remove_made()

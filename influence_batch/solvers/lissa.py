@@ -24,6 +24,7 @@ from influence_batch.solvers.result import SolveResult, Status, relative_residua
 _POWER_ITERATIONS = 50
 _GROWTH = 1e3
 _RETRIES = 12
+_FAIR_ROUNDS = 8
 
 
 def largest_eigenvalue(operator: Operator, seed: int = 0, iterations: int = _POWER_ITERATIONS) -> float:
@@ -37,6 +38,14 @@ def largest_eigenvalue(operator: Operator, seed: int = 0, iterations: int = _POW
         if estimate == 0.0 or abs(estimate - previous) <= 1e-4 * estimate:
             break
     return estimate
+
+
+def _rounds_needed(relative: np.ndarray, rtol: float, pace: float) -> float:
+    """Rounds to bring the worst residual down to rtol, each multiplying it by `pace`."""
+    worst = float(np.max(relative))
+    if worst <= rtol or not 0.0 < pace < 1.0:
+        return 0.0
+    return float(np.log(rtol / worst) / np.log(pace))
 
 
 class Lissa:
@@ -93,6 +102,7 @@ class Lissa:
         iterations = np.zeros(b.shape[1], dtype=np.int64)
         status = Status.CONVERGED
         retries = 0
+        hopeless = ""
         for round_ in range(self._max_rounds):
             open_ = np.flatnonzero(relative > self._rtol)
             if open_.size == 0:
@@ -110,13 +120,20 @@ class Lissa:
             trial_residual = b[:, open_] - self._operator.apply(trial)
             trial_relative = relative_residual(trial_residual, b[:, open_])
             better = trial_relative < relative[open_]
+            pace = float(np.max(trial_relative / relative[open_]))
             taken = open_[better]
             solution[:, taken] = trial[:, better]
             residual[:, taken] = trial_residual[:, better]
             # Noise, not the scale, is what keeps a round that did not grow from helping.
             slow = np.median(trial_relative / relative[open_]) > 0.5
             relative[taken] = trial_relative[better]
-            if slow and self._batch_size < self._operator.n_terms:
+            whole = self._batch_size >= self._operator.n_terms
+            needed = round_ + 1 + _rounds_needed(relative, self._rtol, pace)
+            if whole and pace < 1.0 and round_ >= _FAIR_ROUNDS and needed > self._max_rounds:
+                # A series without noise only gets slower: its slowest part is what is left.
+                hopeless = f"; at the pace of the last round it takes {needed:.0f} rounds or more"
+                break
+            if slow and not whole:
                 self._batch_size = min(4 * self._batch_size, self._operator.n_terms)
             elif not np.any(better):
                 if self._fixed_scale or retries == _RETRIES:
@@ -126,7 +143,7 @@ class Lissa:
                 retries += 1
         if status is Status.CONVERGED and np.any(relative > self._rtol):
             status = Status.MAX_ITERATIONS
-        detail = f"scale {self._scale:.4g}, batch of {self._batch_size} of {self._operator.n_terms}"
+        detail = f"scale {self._scale:.4g}, batch of {self._batch_size} of {self._operator.n_terms}{hopeless}"
         return SolveResult(solution, status, iterations, relative, self._rtol, detail)
 
     def inverse_blocks(self) -> np.ndarray:

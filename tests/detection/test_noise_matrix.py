@@ -119,3 +119,38 @@ def test_refit_keeps_half_of_every_label() -> None:
     for label in range(3):
         assert weights[given == label].mean() >= 0.5
     assert np.all(reading.p_mislabeled[weights == 0] > 0.5)
+
+
+@pytest.mark.parametrize("k", [2, 3, 5])
+@pytest.mark.parametrize("spread", [0.0, 0.3])
+def test_scores_that_say_nothing_accuse_nobody(k: int, spread: float) -> None:
+    """Left-out scores of a model without features: class shares, less the example's own."""
+    random = np.random.default_rng(k)
+    given = random.integers(0, k, 1500)
+    counts = np.bincount(given, minlength=k).astype(float)
+    shares = np.tile(counts, (1500, 1))
+    shares[np.arange(1500), given] -= 1.0
+    scores = np.log(shares) + spread * random.standard_normal((1500, k))
+    reading = read_classes(scores, given)
+    assert np.count_nonzero(reading.p_mislabeled > 0.5) == 0
+    assert reading.estimated_errors < 5
+
+
+def test_a_few_sure_errors_are_found_in_clean_labels() -> None:
+    """A noise matrix that does not earn its keep leaves a channel that still sees what is blatant."""
+    scores, true, given = _world(5000, np.eye(4), temperature=1.0, sharpness=8.0)
+    sure = np.flatnonzero(np.sort(scores, axis=1)[:, -1] - np.sort(scores, axis=1)[:, -2] > 12)[:3]
+    given[sure] = (true[sure] + 1) % 4
+    reading = read_classes(scores, given)
+    assert set(np.flatnonzero(reading.p_mislabeled > 0.5)) >= set(sure)
+    assert np.count_nonzero(reading.p_mislabeled > 0.5) <= 10
+
+
+def test_the_only_example_of_a_label_is_not_accused() -> None:
+    scores, _, given = _world(1000, np.eye(3) * 0.9 + 0.1 / 3, temperature=1.0, sharpness=6.0)
+    keep = np.append(np.flatnonzero(given != 2), np.flatnonzero(given == 2)[0])
+    scores, given = scores[keep], given[keep]
+    scores[-1, 2] = -500.0
+    reading = read_classes(scores, given)
+    assert reading.p_mislabeled[-1] < 0.5
+    assert reading.doubt[-1] < np.median(reading.doubt[reading.p_mislabeled > 0.5])

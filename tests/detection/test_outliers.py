@@ -11,7 +11,7 @@ from influence_batch.detection.outliers import tail_probability
 
 
 def _read(t: np.ndarray):
-    return read_numbers(t, t, np.zeros(len(t)))
+    return read_numbers(t, t, np.zeros(len(t)), np.zeros(len(t)))
 
 
 def test_planted_outliers_are_found() -> None:
@@ -61,8 +61,8 @@ def test_leverage_is_taken_out() -> None:
     random = np.random.default_rng(4)
     noise = random.standard_normal(200)
     leverage = random.uniform(0, 0.9, 200)
-    reading = read_numbers(noise * np.sqrt(1 - leverage), noise / np.sqrt(1 - leverage), np.zeros(200))
-    plain = read_numbers(noise, noise, np.zeros(200))
+    reading = read_numbers(noise * np.sqrt(1 - leverage), noise / np.sqrt(1 - leverage), np.zeros(200), noise)
+    plain = read_numbers(noise, noise, np.zeros(200), noise)
     np.testing.assert_allclose(reading.p_mislabeled, plain.p_mislabeled, rtol=1e-9)
 
 
@@ -71,3 +71,13 @@ def test_tail_probability_is_scipys() -> None:
     model = fit_outliers(np.random.default_rng(5).standard_normal(500), "normal")
     expected = 2 * stats.norm.sf(np.abs(t) / model.scale)
     np.testing.assert_allclose(tail_probability(t, model), expected)
+
+
+def test_what_an_exact_fit_leaves_is_no_evidence() -> None:
+    """Rounding of targets around 20 differs from row to row as outliers do."""
+    targets = 0.1 * np.arange(200) + 0.3
+    rounding = np.random.default_rng(6).choice([0.0, 1e-16, 5e-15], 200, p=[0.4, 0.4, 0.2])
+    assert np.all(read_numbers(rounding, rounding, targets, targets).p_mislabeled < 0.01)
+    rounding[7] = 0.5
+    found = read_numbers(rounding, rounding, targets, targets)
+    assert np.flatnonzero(found.p_mislabeled > 0.5).tolist() == [7]

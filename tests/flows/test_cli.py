@@ -197,7 +197,7 @@ def test_a_stopped_audit_leaves_nothing_behind(
         start_new_session=True,
     )
     deadline = time.monotonic() + 120
-    while not list(reports.glob("digits/.unfinished-*")) and time.monotonic() < deadline:
+    while not list(reports.glob(".unfinished-digits-*")) and time.monotonic() < deadline:
         assert process.poll() is None
         time.sleep(0.05)
     process.send_signal(number)
@@ -228,10 +228,8 @@ def test_validate_reads_schemas_and_does_no_work(digits: Path) -> None:
     arguments = audit_arguments(digits)
     result = run("validate", *arguments[1:])
     assert result.returncode == 0, result.stderr
-    assert (
-        "train: 1437 rows in 1 file, 64 features (numeric columns), label label (int64), id id"
-        in result.stdout
-    )
+    assert "train: 1437 rows in 1 file, 64 features (numeric columns pixel_0, pixel_1, " in result.stdout
+    assert "pixel_11, ...), label label (int64), id id\n" in result.stdout
     assert result.stdout.endswith("config and schemas are valid\n")
     assert sorted(digits.iterdir()) == before
     wrong = run("validate", "configs/digits.yaml", "--set", f"train.path={digits}/nothing.parquet")
