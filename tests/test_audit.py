@@ -124,7 +124,7 @@ def test_tables_do_not_depend_on_sharding(samples: Path, tmp_path: Path, kind: s
 
 def test_small_memory_gives_the_same(samples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Shards are read again at each pass, test points go in several blocks: the numbers stay."""
-    settings = ("model.kind=softmax", "model.l2=0.01")
+    settings = ("model.kind=softmax", "model.l2=0.5")
     whole = _audit(samples, "breast_cancer", tmp_path, *settings)
     module = sys.modules["influence_batch.audit"]
     monkeypatch.setattr(module, "_SHARD_BYTES", 32_000)

@@ -55,13 +55,17 @@ def test_sql_runs(block: str, workplace: Path, monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize("block", blocks("yaml"))
 def test_config_is_valid(block: str, tmp_path: Path) -> None:
     (tmp_path / "audit.yaml").write_text(block, encoding="utf-8")
-    assert load_config(tmp_path / "audit.yaml").name == "digits"
+    assert load_config(tmp_path / "audit.yaml").name == "tickets"
 
 
 def test_every_column_of_the_reports_is_named() -> None:
     for columns in TABLES.values():
         for column in columns:
             assert f"`{column.name}`" in TEXT
+
+
+def test_no_figure_is_left_to_fill_in() -> None:
+    assert not re.search(r"\b(?:RETRAIN|FIRST|TODO|FIXME|XXX)\w*\b", TEXT)
 
 
 def test_both_commands_stand_once_and_ci_runs_the_second() -> None:
