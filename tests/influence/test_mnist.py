@@ -58,7 +58,7 @@ def test_seed_figures(ones_and_sevens: Path, solver: str) -> None:
     found = report.cross_influence.query("test_id == 157").sort_values("rank")
     assert found.query("direction == 'harmful'").train_id.tolist() == HARMFUL
     assert found.query("direction == 'helpful'").train_id.tolist() == HELPFUL
-    assert "not checked" in report.run["notes"][0]
+    assert any("not checked" in note for note in report.run["notes"])
 
 
 def test_norm_of_the_hessian(mnist: dict[str, np.ndarray]) -> None:
