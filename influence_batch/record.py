@@ -71,6 +71,11 @@ def run_record(
         "solver": {
             "kind": explained.choice.kind,
             "reason": explained.choice.reason,
+            "plan": {
+                "dense_bytes": explained.choice.dense_bytes,
+                "direct_flops": explained.choice.direct_flops,
+                "cg_flops": explained.choice.cg_flops,
+            },
             "rtol": config.solver.rtol,
             "largest_residual": _finite(max(residual.max(), crossed.mean_solve.residual[0])),
             "largest_iterations": int(points["iterations"].max()),

@@ -275,11 +275,24 @@ def test_stored_weights_can_be_brought_again(samples: Path, tmp_path: Path) -> N
     pd.testing.assert_frame_equal(again.examples, first.examples, rtol=1e-9, atol=1e-12)
 
 
-def test_unconverged_points_are_flagged_or_refused(samples: Path, tmp_path: Path) -> None:
-    """Leverages by CG would fail first: this checks the test points' own path, down to the row."""
-    few = ("solver.kind=lissa", "solver.rtol=1e-9", "model.kind=squared", "model.task=classification")
-    with pytest.raises(RunError, match="Remedy"):
-        _audit(samples, "digits", tmp_path / "a", *few, "solver.max_rounds=1")
+def test_unconverged_points_are_refused_or_flagged(samples: Path, tmp_path: Path) -> None:
+    """No solve reaches a tolerance below rounding."""
+    beyond = "solver={kind: direct, rtol: 1e-17, on_unconverged: %s}"
+    with pytest.raises(RunError, match=r"ended as ill_conditioned: .* missed the tolerance 1e-17.*Remedy"):
+        _audit(samples, "breast_cancer", tmp_path / "a", beyond % "raise")
+    assert not (tmp_path / "a").exists()
+    report = _audit(samples, "breast_cancer", tmp_path, beyond % "flag")
+    flagged = ~report.test_points.converged
+    assert flagged.any()
+    assert (report.test_points.residual > 1e-17).equals(flagged)
+    assert report.run["solver"]["unconverged_test_points"] == flagged.sum()
+    assert any("missed the solver's tolerance" in note for note in report.run["notes"])
+
+
+def test_too_few_rounds_are_refused(samples: Path, tmp_path: Path) -> None:
+    few = "solver={kind: lissa, rtol: 1e-9, max_rounds: 1}"
+    with pytest.raises(RunError, match=r"ended as max_iterations: .*Remedy: raise the solver's limit"):
+        _audit(samples, "breast_cancer", tmp_path / "a", few)
     assert not (tmp_path / "a").exists()
 
 
