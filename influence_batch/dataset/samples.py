@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
@@ -13,6 +12,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from influence_batch.dataset.arrays import read_npz
 from influence_batch.errors import InputError
 
 # Share of the training labels that are made wrong.
@@ -126,22 +126,16 @@ def _mnist_1_vs_7(source: Path | None) -> dict[str, pa.Table]:
     if source is None:
         raise InputError("sample: mnist_1_vs_7 needs --source, the path of a Keras mnist.npz")
     expected = "expected a Keras mnist.npz with x_train, y_train, x_test and y_test"
-    arrays: dict[str, np.ndarray] = {}
+    wanted = ("x_train", "y_train", "x_test", "y_test")
     try:
-        data = np.load(source, allow_pickle=False)
-        if not isinstance(data, np.lib.npyio.NpzFile):
-            raise ValueError("it is one array")
-        with data:
-            for key in ("x_train", "y_train", "x_test", "y_test"):
-                if key not in data.files:
-                    raise ValueError(f"it has no {key}")
-                arrays[key] = data[key]
+        arrays, _ = read_npz(source, wanted)
+        for key in wanted:
+            if key not in arrays:
+                raise ValueError(f"it has no {key}")
     except FileNotFoundError:
         raise InputError(f"sample: {source} does not exist; {expected}") from None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        # numpy advises to load pickles unsafely.
-        why = "it is no .npz, or has pickled objects in it" if "allow_pickle" in str(error) else error
-        raise InputError(f"sample: {source} cannot be used ({why}); {expected}") from None
+    except ValueError as error:
+        raise InputError(f"sample: {source} cannot be used ({error}); {expected}") from None
     tables = {}
     for part in ("train", "test"):
         labels = arrays[f"y_{part}"]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import zipfile
 from pathlib import Path
 
 import numpy as np
 
+from influence_batch.dataset.arrays import OneArrayError, read_npz
 from influence_batch.errors import InputError
 
 _KEY = "model.weights"
@@ -31,26 +31,15 @@ def load_weights(path: str, *, k: int, d: int, intercept: bool) -> np.ndarray:
     """
     expected = f"`coef` of shape ({d}, {k})" + (f" or ({d},)" if k == 1 else "")
     expected += f" and `intercept` of shape ({k},)" if intercept else ""
-    arrays: dict[str, np.ndarray] = {}
     try:
-        # Pickled arrays can run code when loaded; none is ever loaded here.
-        file = np.load(Path(path), allow_pickle=False)
-        if not isinstance(file, np.lib.npyio.NpzFile):
-            raise InputError(f"{_KEY}: {path} is one array; expected an .npz with {expected}")
-        with file:
-            names = list(file.files)
-            for name in ("coef", "intercept"):
-                if name in names:
-                    arrays[name] = file[name]
-                    if not isinstance(arrays[name], np.ndarray):
-                        raise ValueError(f"{name} is no array")
+        arrays, names = read_npz(Path(path), ("coef", "intercept"))
     except FileNotFoundError:
         raise InputError(f"{_KEY}: {path} does not exist; expected an .npz with {expected}") from None
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
-        # numpy advises to load pickles unsafely.
-        why = "it is no .npz, or has pickled objects in it" if "allow_pickle" in str(error) else error
+    except OneArrayError:
+        raise InputError(f"{_KEY}: {path} is one array; expected an .npz with {expected}") from None
+    except ValueError as error:
         raise InputError(
-            f"{_KEY}: {path} cannot be read as an .npz of numbers ({why}); expected {expected}"
+            f"{_KEY}: {path} cannot be read as an .npz of numbers ({error}); expected {expected}"
         ) from None
     if "coef" not in arrays or (intercept and "intercept" not in arrays):
         raise InputError(f"{_KEY}: {path} has the arrays {', '.join(names) or 'none'}; expected {expected}")

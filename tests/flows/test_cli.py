@@ -44,6 +44,19 @@ def run(*arguments: str, env: dict[str, str] | None = None) -> subprocess.Comple
     return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, env=env, cwd=ROOT)
 
 
+def start(arguments: list[str], env: dict[str, str]) -> subprocess.Popen[str]:
+    """The command in a process group of its own, so that what it leaves behind can be found."""
+    return subprocess.Popen(
+        [*COMMAND, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=env,
+        cwd=ROOT,
+        start_new_session=True,
+    )
+
+
 def audit_arguments(digits: Path, *more: str) -> list[str]:
     paths = [f"{part}.path={digits / part}.parquet" for part in ("train", "test")]
     settings = [*paths, "model.features=standardize", "model.l2=1e-3", *more]
@@ -93,15 +106,7 @@ def listeners(group: int) -> set[str]:
 @pytest.fixture(scope="module")
 def audited(digits: Path, environment: dict[str, str]) -> tuple[subprocess.Popen[str], str, str, set[str]]:
     """One audit with --json, watched while it runs: process, stdout, stderr, addresses it listened on."""
-    process = subprocess.Popen(
-        [*COMMAND, *audit_arguments(digits), "--json"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-        cwd=ROOT,
-        start_new_session=True,
-    )
+    process = start([*audit_arguments(digits), "--json"], environment)
     addresses: set[str] = set()
     while process.poll() is None:
         addresses |= listeners(process.pid)
@@ -187,15 +192,7 @@ def test_a_stopped_audit_leaves_nothing_behind(
 ) -> None:
     reports = digits / f"stopped-{number.name}"
     arguments = audit_arguments(digits, "solver.kind=cg", "model.features={kind: pca, components: 60}")
-    process = subprocess.Popen(
-        [*COMMAND, *arguments[:-1], str(reports)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-        cwd=ROOT,
-        start_new_session=True,
-    )
+    process = start([*arguments[:-1], str(reports)], environment)
     deadline = time.monotonic() + 120
     while not list(reports.glob(".unfinished-digits-*")) and time.monotonic() < deadline:
         assert process.poll() is None

@@ -19,18 +19,12 @@ from influence_batch.influence import objective as objective_module
 from influence_batch.influence.fit import relative_gradient_norm
 from influence_batch.models import Logistic, Loss, SmoothHinge, Softmax, Squared
 from tests.conftest import ArraySource
+from tests.losses import every_loss
 
 # The package's own name `fit` is the function.
 fit_module = importlib.import_module("influence_batch.influence.fit")
 
-LOSSES: dict[str, Loss] = {
-    "squared": Squared(1, one_hot=False),
-    "one_hot": Squared(3, one_hot=True),
-    "logistic": Logistic(),
-    "softmax": Softmax(3),
-    "hinge": SmoothHinge(1, 0.3),
-    "one_vs_rest": SmoothHinge(3, 0.3),
-}
+LOSSES = every_loss(temperature=0.3)
 
 
 @pytest.fixture(params=LOSSES.values(), ids=LOSSES.keys())

@@ -14,19 +14,13 @@ from hypothesis import strategies as st
 
 from influence_batch.execution import InProcessExecutor
 from influence_batch.influence import HessianOperator, Objective, fit
-from influence_batch.models import Logistic, Loss, SmoothHinge, Softmax, Squared
+from influence_batch.models import Loss, Squared
 from influence_batch.solvers import ConjugateGradient, Direct, InverseHessian, Lissa, SolverError
 from tests.conftest import ArraySource
+from tests.losses import every_loss
 from tests.solvers.operators import assert_operator_matches
 
-LOSSES: dict[str, Loss] = {
-    "squared": Squared(1, one_hot=False),
-    "one_hot": Squared(3, one_hot=True),
-    "logistic": Logistic(),
-    "softmax": Softmax(3),
-    "hinge": SmoothHinge(1, 0.5),
-    "one_vs_rest": SmoothHinge(3, 0.5),
-}
+LOSSES = every_loss(temperature=0.5)
 N = 23
 
 

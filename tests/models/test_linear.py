@@ -9,16 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from influence_batch.models import Logistic, Loss, SmoothHinge, Softmax, Squared, linear
+from influence_batch.models import Loss, Softmax, Squared, linear
+from tests.losses import every_loss
 
-LOSSES: dict[str, Loss] = {
-    "squared": Squared(1, one_hot=False),
-    "one_hot": Squared(3, one_hot=True),
-    "logistic": Logistic(),
-    "softmax": Softmax(3),
-    "hinge": SmoothHinge(1, 0.5),
-    "hinge_ovr": SmoothHinge(3, 0.5),
-}
+LOSSES = every_loss(temperature=0.5)
 N, D = 17, 4
 
 
