@@ -18,6 +18,7 @@ from influence_batch.influence import Objective, fit
 from influence_batch.influence import objective as objective_module
 from influence_batch.influence.fit import relative_gradient_norm
 from influence_batch.models import Logistic, Loss, SmoothHinge, Softmax, Squared
+from influence_batch.solvers import SolverError
 from tests.conftest import ArraySource
 from tests.losses import every_loss
 
@@ -349,3 +350,18 @@ def test_softmax_value_in_numpy_alone() -> None:
     logits = np.concatenate([features, np.ones((len(features), 1))], axis=1) @ result.weights.T
     value = -log_softmax(logits, axis=1)[np.arange(len(targets)), targets].mean()
     assert result.value == pytest.approx(value + 0.025 * np.square(result.weights[:, :4]).sum(), rel=1e-12)
+
+
+def test_a_last_step_that_fails_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What comes after the tolerance is met may better the fit, and must not break it."""
+    loss = LOSSES["softmax"]
+    objective = objective_of(loss, *data(loss))
+    step = fit_module._newton_step
+
+    def fails_at_the_end(hessian: object, point: object, method: str, rtol: float) -> np.ndarray:
+        if rtol == 1e-6:
+            raise SolverError("no further")
+        return step(hessian, point, method, rtol)
+
+    monkeypatch.setattr(fit_module, "_newton_step", fails_at_the_end)
+    assert_optimal(objective, fit(objective, 1e-8).weights, 1e-8)
