@@ -2,6 +2,15 @@
 
 from influence_batch.execution.gather import gather_rows
 from influence_batch.execution.in_process import InProcessExecutor
-from influence_batch.execution.reduction import Executor, Reduction, ShardedSource, add
+from influence_batch.execution.reduction import Executor, Reduction, RowArray, ShardedSource, add, in_order
 
-__all__ = ["Executor", "InProcessExecutor", "Reduction", "ShardedSource", "add", "gather_rows"]
+__all__ = [
+    "Executor",
+    "InProcessExecutor",
+    "Reduction",
+    "RowArray",
+    "ShardedSource",
+    "add",
+    "gather_rows",
+    "in_order",
+]

@@ -6,12 +6,17 @@ from typing import Any
 
 import numpy as np
 
-from influence_batch.execution.reduction import Executor, Rows, ShardedSource
+from influence_batch.execution.reduction import Executor, Rows, ShardedSource, in_order
 
 
 def gather_rows(executor: Executor, source: ShardedSource, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Features (r, d) and targets (r,) of some rows, given by their sorted numbers (r,)."""
-    parts = list(executor.map(source, _select, rows))
+    """Features (r, d) and targets (r,) of some rows, at least one, given by their sorted numbers (r,).
+
+    Only shards that have one of them are read.
+    """
+    starts = np.array([source.bounds(index)[0] for index in range(source.n_shards)])
+    shards = np.unique(np.searchsorted(starts, rows, side="right") - 1).tolist()
+    parts = in_order(executor.map(source, _select, rows, shards=shards))
     return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
 
 

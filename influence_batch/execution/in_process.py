@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
-from influence_batch.execution.reduction import MapFunction, Reduction, Rows, ShardedSource
+from influence_batch.execution.reduction import MapFunction, Reduction, RowArray, ShardedSource, cut
 
 T = TypeVar("T")
 
@@ -24,27 +24,35 @@ class InProcessExecutor:
         self._kept: OrderedDict[str, dict[int, Any]] = OrderedDict()
 
     def reduce(
-        self, source: ShardedSource, reduction: Reduction[T], state: Any = None, rows: Rows | None = None
+        self,
+        source: ShardedSource,
+        reduction: Reduction[T],
+        state: Any = None,
+        rows: Mapping[str, RowArray] | None = None,
     ) -> T:
         total = reduction.empty()
-        for partial in self.map(source, reduction.map, state, rows):
+        for _, partial in self.map(source, reduction.map, state, rows):
             total = reduction.combine(total, partial)
         return total
 
     def map(
-        self, source: ShardedSource, function: MapFunction[T], state: Any = None, rows: Rows | None = None
-    ) -> Iterator[T]:
-        for index in range(source.n_shards):
-            start, stop = source.bounds(index)
-            part = {name: values[start:stop] for name, values in (rows or {}).items()}
-            yield function(self._shard(source, index), state, part)
+        self,
+        source: ShardedSource,
+        function: MapFunction[T],
+        state: Any = None,
+        rows: Mapping[str, RowArray] | None = None,
+        shards: Sequence[int] | None = None,
+    ) -> Iterator[tuple[int, T]]:
+        for index in range(source.n_shards) if shards is None else shards:
+            part = cut(rows, *source.bounds(index))
+            yield index, function(source.open(self._kept_or_loaded(source, index)), state, part)
 
     def release(self, source: ShardedSource) -> None:
         """Forget the shards of a dataset that will not be asked for again."""
         for shard in self._kept.pop(source.token, {}).values():
             self._used -= shard.nbytes
 
-    def _shard(self, source: ShardedSource, index: int) -> Any:
+    def _kept_or_loaded(self, source: ShardedSource, index: int) -> Any:
         kept = self._kept.setdefault(source.token, {})
         if index in kept:
             return kept[index]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -11,13 +11,22 @@ import numpy as np
 T = TypeVar("T")
 
 Rows = Mapping[str, np.ndarray]
+
+
+class RowArray(Protocol):
+    """Values aligned with the training examples, in memory or not: a slice of rows is an array."""
+
+    def __getitem__(self, rows: slice, /) -> np.ndarray: ...
+
+
 MapFunction = Callable[[Any, Any, Rows], T]
 
 
 class ShardedSource(Protocol):
     """What an executor needs to know of a dataset.
 
-    `token` names the content (equal token, equal shards), so that loaded shards can be kept.
+    What `load` gives can be kept in memory (it has `nbytes`); `token` names it: equal token, equal
+    shards. `open` makes of it what map functions get, at every pass.
     """
 
     @property
@@ -29,6 +38,7 @@ class ShardedSource(Protocol):
         ...
 
     def load(self, index: int) -> Any: ...
+    def open(self, kept: Any) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -52,14 +62,32 @@ class Executor(Protocol):
     """Runs reductions. The result is the same, to rounding, for any executor and any sharding."""
 
     def reduce(
-        self, source: ShardedSource, reduction: Reduction[T], state: Any = None, rows: Rows | None = None
+        self,
+        source: ShardedSource,
+        reduction: Reduction[T],
+        state: Any = None,
+        rows: Mapping[str, RowArray] | None = None,
     ) -> T: ...
 
     def map(
-        self, source: ShardedSource, function: MapFunction[T], state: Any = None, rows: Rows | None = None
-    ) -> Iterator[T]:
-        """The value for every shard, in the order of the shards."""
+        self,
+        source: ShardedSource,
+        function: MapFunction[T],
+        state: Any = None,
+        rows: Mapping[str, RowArray] | None = None,
+        shards: Sequence[int] | None = None,
+    ) -> Iterator[tuple[int, T]]:
+        """Number and value of every shard, or of those asked for, in any order."""
         ...
+
+    def release(self, source: ShardedSource) -> None:
+        """Forget the shards of a dataset that will not be asked for again."""
+        ...
+
+
+def in_order(values: Iterator[tuple[int, T]]) -> list[T]:
+    """The values of a map, by number of the shard."""
+    return [value for _, value in sorted(values, key=lambda item: item[0])]
 
 
 def add(left: Any, right: Any) -> Any:
@@ -81,3 +109,8 @@ def nothing() -> Any:
 def sum_over_shards(function: MapFunction[Any]) -> Reduction[Any]:
     """The reduction that adds up what `function` gives for every shard."""
     return Reduction(function, add, nothing)
+
+
+def cut(rows: Mapping[str, RowArray] | None, start: int, stop: int) -> dict[str, np.ndarray]:
+    """The rows of one shard."""
+    return {name: values[start:stop] for name, values in (rows or {}).items()}

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from influence_batch.dataset.shards import Shard
-from influence_batch.execution import Reduction
+from influence_batch.execution import Reduction, in_order
 from influence_batch.execution.reduction import Rows
 from influence_batch.influence.leave_one_out import TrainInfluence
 from influence_batch.influence.objective import Objective, row_chunks
@@ -142,7 +142,7 @@ def mean_influence(
         solution: H^-1 of the mean gradient (p,).
     """
     rows = {"residual": train.residual, "corrected": train.corrected_residual}
-    parts = list(
+    parts = in_order(
         objective.executor.map(objective.dataset, _shard_mean, (solution[:, None], objective.n), rows)
     )
     return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])

@@ -9,6 +9,7 @@ import numpy as np
 
 from influence_batch.dataset.shards import Shard
 from influence_batch.errors import RunError
+from influence_batch.execution import in_order
 from influence_batch.execution.reduction import Rows
 from influence_batch.influence.objective import Objective, row_chunks
 from influence_batch.models import linear
@@ -60,7 +61,9 @@ def train_influence(
     blocks, size, _ = objective.hessian(weights).block_shape
     if 8.0 * blocks * size**2 <= memory:
         state = (objective.loss, weights, inverse.inverse_blocks(), objective.n)
-        parts = objective.executor.map(objective.dataset, _shard_influence, state, objective.rows)
+        parts: Iterator[TrainInfluence] = iter(
+            in_order(objective.executor.map(objective.dataset, _shard_influence, state, objective.rows))
+        )
     else:
         parts = _by_examples(objective, weights, inverse, memory)
     done = 0
@@ -93,7 +96,7 @@ def _by_examples(
     k, separable = objective.k, objective.loss.separable
     columns = 1 if separable else k
     step = max(1, int(memory / (80.0 * objective.p * columns)))
-    for shard in objective.executor.map(objective.dataset, _whole_shard):
+    for _, shard in objective.executor.map(objective.dataset, _whole_shard):
         for start in range(0, len(shard.features), step):
             part = Shard(
                 shard.start + start,

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from influence_batch.dataset.shards import Shard
-from influence_batch.execution import InProcessExecutor, Reduction, add, gather_rows
+from influence_batch.execution import InProcessExecutor, Reduction, add, gather_rows, in_order
 from influence_batch.execution.reduction import Rows, sum_over_shards
 from tests.conftest import ArraySource
 
@@ -70,7 +70,7 @@ def test_shards_come_in_order_whatever_is_cached(chunking: tuple[int, list[int]]
     source = ArraySource(*arrays(n), sizes)
     executor = InProcessExecutor(cache)
     for _ in range(2):
-        assert list(chain.from_iterable(executor.map(source, row_numbers))) == list(range(n))
+        assert list(chain.from_iterable(in_order(executor.map(source, row_numbers)))) == list(range(n))
         assert executor.reduce(source, Reduction(first_and_last, join, lambda: None)) == (0, n)
 
 
@@ -107,7 +107,7 @@ def test_rows_are_cut_to_the_shard(chunking: tuple[int, list[int]]) -> None:
         assert part["number"][0] == shard.start
         return part["number"]
 
-    parts = list(InProcessExecutor(0).map(source, check, None, rows))
+    parts = in_order(InProcessExecutor(0).map(source, check, None, rows))
     np.testing.assert_array_equal(np.concatenate(parts), np.arange(n))
 
 
@@ -116,7 +116,7 @@ def test_rows_are_cut_to_the_shard(chunking: tuple[int, list[int]]) -> None:
 def test_gather_rows(chunking: tuple[int, list[int]], data: st.DataObject) -> None:
     n, sizes = chunking
     features, targets = arrays(n)
-    chosen = np.array(sorted(data.draw(st.sets(st.integers(0, n - 1)))), dtype=np.int64)
+    chosen = np.array(sorted(data.draw(st.sets(st.integers(0, n - 1), min_size=1))), dtype=np.int64)
     source = ArraySource(features, targets, sizes)
     gathered = gather_rows(InProcessExecutor(2**20), source, chosen)
     np.testing.assert_array_equal(gathered[0], features[chosen])
@@ -132,6 +132,9 @@ class NoShards:
         raise AssertionError
 
     def load(self, index: int) -> Any:
+        raise AssertionError
+
+    def open(self, kept: Any) -> Any:
         raise AssertionError
 
 
@@ -193,7 +196,7 @@ def test_datasets_share_the_cache_until_released() -> None:
     executor = InProcessExecutor(2 * shard_bytes(one))
 
     def first_features(source: ArraySource) -> np.ndarray:
-        return np.concatenate(list(executor.map(source, lambda shard, state, rows: shard.features)))
+        return np.concatenate(in_order(executor.map(source, lambda shard, state, rows: shard.features)))
 
     for _ in range(2):
         np.testing.assert_array_equal(first_features(one), one.features)
@@ -218,7 +221,7 @@ def test_a_failing_map_names_itself_and_leaves_the_executor_usable(executor: InP
 
     with pytest.raises(ValueError, match="shard at 3"):
         executor.reduce(source, sum_over_shards(fail))
-    assert list(chain.from_iterable(executor.map(source, row_numbers))) == list(range(10))
+    assert list(chain.from_iterable(in_order(executor.map(source, row_numbers)))) == list(range(10))
 
 
 def test_add() -> None:
