@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 from flows.environment import set_defaults
@@ -13,10 +14,9 @@ from prefect import flow, task  # noqa: E402
 from prefect.cache_policies import NO_CACHE  # noqa: E402
 
 from flows.progress import terminal_progress  # noqa: E402
-from influence_batch.audit import cross, detect, explain, open_run, prepare, read, train, write  # noqa: E402
+from influence_batch.audit import run  # noqa: E402
 from influence_batch.config import load_config  # noqa: E402
 from influence_batch.errors import InputError, RunError  # noqa: E402
-from influence_batch.stages import Clock  # noqa: E402
 
 _RETRY_DELAY_SECONDS = 10
 
@@ -37,16 +37,17 @@ def _may_pass(task_: Any, task_run: Any, state: Any) -> bool:
     return isinstance(state.result(raise_on_failure=False), OSError)
 
 
-def _stage(name: str) -> Any:
+def _stage(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     """A task for one stage. Nothing is cached or stored by Prefect: states hold arrays and open files."""
-    return task(
+    stage: Callable[..., Any] = task(
         name=name,
         retries=2,
         retry_delay_seconds=_RETRY_DELAY_SECONDS,
         retry_condition_fn=_may_pass,
         cache_policy=NO_CACHE,
         persist_result=False,
-    )
+    )(function)
+    return stage
 
 
 @flow(name="audit", validate_parameters=False, persist_result=False)
@@ -63,19 +64,5 @@ def audit_flow(
     Returns:
         What `influence-batch audit --json` prints.
     """
-    clock = Clock()
-    with clock("prepare"):
-        prepared = prepare(load_config(config, overrides or (), reports))
-    with open_run(prepared) as writer, terminal_progress() as progress:
-        with clock("read"):
-            data = _stage("read")(read)(prepared, progress)
-        with clock("fit"):
-            model = _stage("fit")(train)(data, progress)
-        with clock("influence"):
-            explained = _stage("influence")(explain)(data, model, progress)
-        with clock("cross_influence"):
-            crossed = _stage("cross influence")(cross)(data, model, explained, writer, progress)
-        with clock("detection"):
-            reading = _stage("detection")(detect)(data, model, explained, progress)
-        outcome = _stage("report")(write)(data, model, explained, crossed, reading, writer, clock)
-    return outcome.summary()
+    with terminal_progress() as progress:
+        return run(load_config(config, overrides or (), reports), progress, _stage).summary()

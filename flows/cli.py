@@ -83,12 +83,14 @@ def audit(config: Path, overrides: tuple[str, ...], reports: Path | None, as_jso
 
     Exit codes: 0 done, 1 the run failed, 2 bad input or config.
     """
-    from influence_batch.audit import open_run, prepare
     from influence_batch.config import load_config
+    from influence_batch.preparation import open_run, plan_audit, prepare
 
-    # What footers, config and the reports folder already tell is told before Prefect takes its seconds
-    # to start.
-    open_run(prepare(load_config(config, overrides, reports))).discard()
+    # What footers, labels, config and the reports folder already tell is told before Prefect takes its
+    # seconds to start.
+    prepared = prepare(load_config(config, overrides, reports))
+    plan_audit(prepared)
+    open_run(prepared).close()
     with _ending_on_sigterm():
         summary = _run_flow(config, overrides, reports)
     if as_json:
@@ -148,8 +150,8 @@ def _print_summary(summary: dict[str, Any]) -> None:
 @_answers_in_words
 def validate(config: Path, overrides: tuple[str, ...], reports: Path | None) -> None:
     """Check CONFIG and the schemas of its files; reads no values and does no work."""
-    from influence_batch.audit import prepare
     from influence_batch.config import load_config
+    from influence_batch.preparation import prepare
 
     checked = load_config(config, overrides, reports)
     prepared = prepare(checked)
@@ -169,6 +171,60 @@ def validate(config: Path, overrides: tuple[str, ...], reports: Path | None) -> 
     task = "regression" if prepared.regression else "classification"
     click.echo(f"model: {checked.model.kind}, {task}; reports in {checked.reports}")
     click.echo("config and schemas are valid")
+
+
+@main.command()
+@_CONFIG
+@_SET
+@_REPORTS
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
+@_answers_in_words
+def plan(config: Path, overrides: tuple[str, ...], reports: Path | None, as_json: bool) -> None:
+    """Say what the audit that CONFIG describes would do and take, without doing it.
+
+    Reads the label column, and one shard to measure this machine's speed.
+    """
+    from influence_batch.calibration import calibrate, estimate_seconds
+    from influence_batch.config import load_config
+    from influence_batch.preparation import plan_audit, prepare
+
+    checked = load_config(config, overrides, reports)
+    prepared = prepare(checked)
+    made = plan_audit(prepared)
+    described = made.describe(estimate_seconds(made, calibrate(checked, made, prepared.train)))
+    if as_json:
+        click.echo(json.dumps(described))
+    else:
+        _print_plan(described)
+
+
+def _print_plan(plan: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.filesize import decimal
+    from rich.table import Table
+
+    click.echo(
+        f"train: {plan['rows']} rows in {plan['shards']} {'shard' if plan['shards'] == 1 else 'shards'} "
+        f"of at most {plan['shard_rows']} rows; "
+        f"{plan['features']} features, {plan['outputs']} outputs, {plan['parameters']} parameters"
+    )
+    click.echo(f"test: {plan['test_points']} points, {plan['block']} at a time")
+    click.echo(f"solver: {plan['solver']} ({plan['reason']})")
+    click.echo(
+        f"memory: {decimal(plan['memory_limit'])} for {plan['slots']} "
+        f"{'place' if plan['slots'] == 1 else 'places'} of work together; {plan['kept_share']:.0%} of the "
+        f"training set ({decimal(plan['data_bytes'])}) stays there"
+        + ("" if plan["kept_share"] == 1 else ", the rest is read again at every pass")
+    )
+    click.echo(f"disk: up to {decimal(plan['disk_bytes'])} in the reports folder, while the audit runs")
+    table = Table(title_justify="left")
+    for name in ("stage", "flops", "passes", "memory", "seconds, about"):
+        table.add_column(name, justify="left" if name == "stage" else "right")
+    for stage in plan["stages"]:
+        cells = (f"{stage['flops']:.2g}", f"{stage['passes']:.0f}", decimal(int(stage["memory_bytes"])))
+        table.add_row(stage["name"], *cells, f"{stage['seconds']:.1f}")
+    Console().print(table)
+    click.echo(f"in all: about {sum(stage['seconds'] for stage in plan['stages']):.0f} s of work")
 
 
 @main.command()

@@ -1,37 +1,35 @@
-"""The stages of an audit as plain functions, in order; the flow wraps them, `audit` calls them.
+"""The stages of an audit as plain functions, and `run`, which has their order.
 
-    prepare -> read -> train -> explain -> cross -> detect -> write
+    prepare -> plan -> read -> train -> explain -> cross -> detect -> write
 
 Each takes what the ones before it returned. What travels between them is small next to the data:
-vectors with a row per training example, weights, and where the shards are.
+weights, where the shards are, and columns on disk with a row per training example.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from influence_batch.config import AuditConfig, load_config
-from influence_batch.dataset import Columns, inspect, match_columns, open_dataset
-from influence_batch.dataset.columns import storage_type
-from influence_batch.dataset.inspection import check_test_labels, find_classes
+from influence_batch.dataset import Dataset, inspect
+from influence_batch.dataset.inspection import check_test_labels, encode_all
 from influence_batch.detection import (
     Reading,
     keep_for_refit,
-    rank_by_doubt,
     read_classes,
     read_numbers,
-    select_suspects,
     with_loo_of,
 )
 from influence_batch.errors import InputError
-from influence_batch.execution import InProcessExecutor, gather_rows
-from influence_batch.features import fit_step
+from influence_batch.execution import Executor, InProcessExecutor, gather_rows
+from influence_batch.execution.parts import Mapped, Store, blocks, take
+from influence_batch.features import fit_step, restore_step
 from influence_batch.influence import (
     Fit,
     Objective,
@@ -41,24 +39,22 @@ from influence_batch.influence import (
     mean_influence,
     train_influence,
 )
-from influence_batch.influence.cross import TestPoints, top_k_columns
+from influence_batch.influence.cross import TestBlock, top_k_columns
 from influence_batch.influence.fit import relative_gradient_norm
-from influence_batch.influence.weights import check_exists, load_weights
-from influence_batch.models import linear, make_loss, predict
-from influence_batch.record import run_record
+from influence_batch.influence.weights import load_weights
+from influence_batch.models import linear, predict
+from influence_batch.plan import Plan
+from influence_batch.preparation import files_of, open_run, plan_audit, prepare
 from influence_batch.report import Report, RunWriter
-from influence_batch.solvers import InverseHessian, SolveResult
-from influence_batch.solvers.choice import Choice, choose, make_solver
+from influence_batch.solvers import Deferred, InverseHessian, SolveResult, Status
+from influence_batch.solvers.choice import make_solver
 from influence_batch.stages import Clock, Crossed, Data, Explained, Model, Outcome, Prepared
+from influence_batch.writing import write
 
 # (stage, how much is done, of how much)
 Progress = Callable[[str, int, int], None]
-
-# Shares of memory_limit: what shards may take in memory, and what a block of test points may.
-_CACHE_SHARE = 0.5
-_BLOCK_SHARE = 0.2
-_SHARD_BYTES = 64 * 1024**2
-_MOST_TEST_POINTS_A_BLOCK = 4096
+# What makes a stage of this name out of a function: Prefect's tasks, in the flow.
+Wrap = Callable[[str, Callable[..., Any]], Callable[..., Any]]
 
 
 def quiet(stage: str, done: int, total: int) -> None:
@@ -72,7 +68,7 @@ def audit(
     reports: str | Path | None = None,
     progress: Progress = quiet,
 ) -> Report:
-    """Audit a dataset in this process and return its report.
+    """Audit a dataset, in this process or on Dask as the config says, and return its report.
 
     Args:
         config: path of a YAML config, or its content as a mapping.
@@ -84,121 +80,76 @@ def audit(
         InputError: config or data cannot be audited as they are.
         RunError: the audit could not be completed.
     """
+    return Report(run(load_config(config, overrides, reports), progress).run_dir)
+
+
+def run(config: AuditConfig, progress: Progress = quiet, wrap: Wrap = lambda name, stage: stage) -> Outcome:
+    """All stages of an audit, in order; what a killed run has finished is taken over.
+
+    Args:
+        wrap: makes a stage out of its name and its function.
+
+    Raises:
+        InputError: the data cannot be audited as they are.
+        RunError: the audit could not be completed.
+    """
     clock = Clock()
     with clock("prepare"):
-        prepared = prepare(load_config(config, overrides, reports))
-    with open_run(prepared) as writer:
+        prepared = prepare(config)
+        plan = plan_audit(prepared)
+    with open_run(prepared) as writer, _open_executor(config, plan) as executor:
         with clock("read"):
-            data = read(prepared, progress)
+            data = wrap("read", read)(prepared, plan, executor, writer.store, progress)
         with clock("fit"):
-            model = train(data, progress)
+            model = wrap("fit", train)(data, progress)
         with clock("influence"):
-            explained = explain(data, model, progress)
+            explained = wrap("influence", explain)(data, model, progress)
         with clock("cross_influence"):
-            crossed = cross(data, model, explained, writer, progress)
+            crossed = wrap("cross influence", cross)(data, model, explained, writer, progress)
         with clock("detection"):
-            reading = detect(data, model, explained, progress)
-        outcome = write(data, model, explained, crossed, reading, writer, clock)
-    return Report(outcome.run_dir)
+            reading = wrap("detection", detect)(data, model, explained, progress)
+        outcome: Outcome = wrap("report", write)(data, model, explained, crossed, reading, writer, clock)
+    return outcome
 
 
-def prepare(config: AuditConfig) -> Prepared:
-    """Find the files and check their schemas against the config; reads footers only.
-
-    Raises:
-        InputError: what config and schemas do not allow.
-    """
-    shard_bytes = min(_SHARD_BYTES, config.memory_limit / 16)
-    train_set = open_dataset(
-        "train",
-        config.train.path,
-        id=config.train.id,
-        label=config.train.label,
-        features=config.train.features,
-        shard_rows=config.shard_rows,
-        shard_bytes=shard_bytes,
-    )
-    regression = _is_regression(config, train_set.columns)
-    test_set = None
-    if config.test is not None:
-        test_set = open_dataset(
-            "test",
-            config.test.path,
-            id=config.test.id,
-            default_id=config.train.id,
-            label=config.test.label or config.train.label,
-            features=config.test.features or config.train.features or list(train_set.columns.features),
-            shard_rows=config.shard_rows,
-            shard_bytes=shard_bytes,
-        )
-        test_set = match_columns(train_set, test_set)
-    if config.model.weights is not None:
-        check_exists(config.model.weights)
-    return Prepared(config, train_set, test_set, regression)
+@contextmanager
+def _open_executor(config: AuditConfig, plan: Plan) -> Iterator[Executor]:
+    yield InProcessExecutor(plan.cache_bytes)
 
 
-def _is_regression(config: AuditConfig, columns: Columns) -> bool:
-    kind, task = config.model.kind, config.model.task
-    numeric = columns.label_kind in ("integer", "float")
-    if task == "regression" and kind != "squared":
-        raise InputError(
-            f"model.task: found regression with model.kind {kind}; accepted: model.kind: squared"
-        )
-    if task == "regression" and not numeric:
-        raise InputError(
-            f"train.label: column {columns.label} is {columns.label_type}; accepted for regression: numbers"
-        )
-    return kind == "squared" and numeric and task != "classification"
-
-
-def open_run(prepared: Prepared) -> RunWriter:
-    """Make sure that the report can be written, before any work.
-
-    Raises:
-        InputError: the reports folder cannot be written.
-    """
-    columns = prepared.train.columns
-    label_type = pa.float64() if prepared.regression else storage_type(columns.label_type)
-    return RunWriter(
-        Path(prepared.config.reports), prepared.config.name, storage_type(columns.id_type), label_type
-    )
-
-
-def read(prepared: Prepared, progress: Progress = quiet) -> Data:
-    """Read every value once, check it, find the classes and fingerprint the data.
+def read(
+    prepared: Prepared, plan: Plan, executor: Executor, store: Store, progress: Progress = quiet
+) -> Data:
+    """Read every value once, check it, and fingerprint the data.
 
     Raises:
         InputError: values that cannot be audited.
     """
-    config = prepared.config
-    train_inspection = inspect(prepared.train, lambda done, total: progress("read train", done, total))
-    columns = prepared.train.columns
-    classes = None
-    if not prepared.regression:
-        classes = find_classes(train_inspection.labels, "train", columns.label)
-        if config.model.kind == "logistic" and len(classes) != 2:
-            raise InputError(
-                f"model.kind: logistic takes two classes, column {columns.label} has {len(classes)}; "
-                "accepted: softmax, smooth_hinge or squared"
-            )
-    elif len(train_inspection.labels) < 2:
-        raise InputError("train.path: found one row; expected two or more")
+    files = files_of(prepared)
+    train_set = prepared.train.having(compact=plan.compact)
+    train_inspection = inspect(
+        train_set, executor, store, lambda done, total: progress("read train", done, total)
+    )
     test_set, test_inspection = None, None
     if prepared.test is not None:
-        test_inspection = inspect(prepared.test, lambda done, total: progress("read test", done, total))
-        if classes is not None:
-            check_test_labels(test_inspection.labels, classes, prepared.test.columns.label)
-        test_set = prepared.test.having(classes=classes)
+        test_set = prepared.test.having(compact=plan.compact)
+        test_inspection = inspect(
+            test_set, executor, store, lambda done, total: progress("read test", done, total)
+        )
+        if plan.classes is not None:
+            check_test_labels(test_inspection.labels, plan.classes, test_set.columns.label)
+        test_set = test_set.having(classes=plan.classes)
     return Data(
         prepared=prepared,
-        train=prepared.train.having(classes=classes),
+        plan=plan,
+        files=files,
+        train=train_set.having(classes=plan.classes),
         test=test_set,
         train_inspection=train_inspection,
         test_inspection=test_inspection,
-        loss=make_loss(
-            config.model.kind, None if classes is None else len(classes), config.model.temperature
-        ),
-        executor=InProcessExecutor(int(_CACHE_SHARE * config.memory_limit)),
+        loss=plan.sizes.loss,
+        executor=executor,
+        store=store,
     )
 
 
@@ -213,28 +164,61 @@ def train(data: Data, progress: Progress = quiet) -> Model:
     train_set = data.train
     for number, step in enumerate(config.features):
         progress("fit features", number, len(config.features))
-        fitted = fit_step(step, train_set, data.executor, data.prepared.config.seed)
-        data.executor.release(train_set)
-        train_set = train_set.having(steps=(*train_set.steps, fitted))
-    width = train_set.load(0).features.shape[1]
+
+        def fitted(step: Any = step, dataset: Dataset = train_set) -> Mapping[str, np.ndarray]:
+            return vars(fit_step(step, dataset, data.executor, data.prepared.config.seed))
+
+        arrays = data.store.remember(f"features-{number}-{step.kind}", fitted)
+        before, train_set = (
+            train_set,
+            train_set.having(steps=(*train_set.steps, restore_step(step.kind, arrays))),
+        )
+        if before.token != train_set.token:
+            data.executor.release(before)
     train_set = train_set.having(intercept=config.intercept)
-    penalty = np.full(width + config.intercept, config.l2)
+    d = data.plan.sizes.d if not train_set.steps else train_set.open(train_set.load(0)).features.shape[1]
+    penalty = np.full(d, config.l2)
     if config.intercept and not config.penalize_intercept:
         penalty[-1] = 0.0
     objective = Objective(train_set, data.executor, data.loss, penalty)
     if config.weights is None:
-        result = fit(
-            objective,
-            config.gradient_tolerance,
-            config.max_iterations,
-            progress=lambda iteration, norm: progress("fit", iteration, config.max_iterations),
-        )
+        result = _fit(data, objective, "fit", None, progress)
     else:
-        result = _given(data, objective, width)
+        result = _given(data, objective, d - config.intercept)
     test_set = None
     if data.test is not None:
         test_set = data.test.having(steps=train_set.steps, intercept=config.intercept)
     return Model(objective, test_set, result)
+
+
+def _fit(
+    data: Data, objective: Objective, name: str, start: np.ndarray | None, progress: Progress = quiet
+) -> Fit:
+    """Fit, from where a killed run was; the end is the same to rounding, see `influence.fit`."""
+    config, store = data.prepared.config.model, data.store
+    iterate = store.saved(f"{name}-iterate")
+    if iterate is not None:
+        start = iterate["weights"]
+
+    def compute() -> Mapping[str, np.ndarray]:
+        result = fit(
+            objective,
+            config.gradient_tolerance,
+            config.max_iterations,
+            start,
+            lambda iteration, norm: progress("fit", iteration, config.max_iterations),
+            lambda weights: store.save(f"{name}-iterate", {"weights": weights}),
+        )
+        return {key: np.asarray(value) for key, value in vars(result).items()}
+
+    found = store.remember(name, compute)
+    return Fit(
+        found["weights"],
+        float(found["value"]),
+        float(found["gradient_norm"]),
+        int(found["iterations"]),
+        str(found["method"]),
+    )
 
 
 def _given(data: Data, objective: Objective, width: int) -> Fit:
@@ -259,40 +243,38 @@ def explain(data: Data, model: Model, progress: Progress = quiet) -> Explained:
     Raises:
         RunError: H is not positive definite, the solver did not converge, or does not fit into memory.
     """
-    inverse, choice = _invert(data, model.objective, model.fit.weights, progress)
+    inverse = _inverse(data, model.objective, model.fit.weights, "influence", progress)
     result = train_influence(
         model.objective,
         model.fit.weights,
         inverse,
-        _dense_memory(data, model.objective),
+        data.plan.dense_bytes,
         lambda done, total: progress("influence", done, total),
+        data.store,
+        "influence",
     )
-    return Explained(inverse, choice, result)
+    return Explained(inverse, result)
 
 
-def _invert(
-    data: Data, objective: Objective, weights: np.ndarray, progress: Progress
-) -> tuple[InverseHessian, Choice]:
+def _inverse(
+    data: Data, objective: Objective, weights: np.ndarray, name: str, progress: Progress = quiet
+) -> InverseHessian:
+    """The inverse Hessian, made when it is first used: a run that is taken up may not need it."""
     config = data.prepared.config
-    progress("invert", 0, 1)
-    operator = objective.with_damping(config.influence.damping).hessian(weights)
-    n_test = config.influence.test_sample if data.test is None else data.test.n_rows
-    choice = choose(
-        config.solver.kind,
-        operator.block_shape,
-        n=objective.dataset.n_rows,
-        d=objective.d,
-        k=objective.k,
-        test_points=n_test,
-        memory=_dense_memory(data, objective),
-    )
-    return make_solver(choice.kind, operator, config.solver, config.seed), choice
 
+    def invert() -> InverseHessian:
+        progress("invert", 0, 1)
+        operator = objective.with_damping(config.influence.damping).hessian(weights)
+        hessian = f"{name}-hessian"
+        return make_solver(
+            data.plan.choice.kind,
+            operator,
+            config.solver,
+            config.seed,
+            lambda: data.store.remember(hessian, lambda: {"blocks": operator.dense_blocks()})["blocks"],
+        )
 
-def _dense_memory(data: Data, objective: Objective) -> float:
-    limit = float(data.prepared.config.memory_limit)
-    shards = 8.0 * objective.dataset.n_rows * objective.d
-    return 0.9 * limit - min(shards, _CACHE_SHARE * limit)
+    return Deferred(invert)
 
 
 def cross(
@@ -303,19 +285,16 @@ def cross(
     Raises:
         SolverError: a test point's solve did not converge, unless solver.on_unconverged is `flag`.
     """
-    config = data.prepared.config
+    config, store = data.prepared.config, data.store
     objective, weights = model.objective, model.fit.weights
-    points = _test_points(data, model)
-    strict = config.solver.on_unconverged == "raise"
-    gradient = np.zeros(objective.p)
-    solved: list[SolveResult] = []
-    logits, losses = [], []
-    block_bytes = _BLOCK_SHARE * config.memory_limit / (48.0 * objective.p)
-    step = int(min(max(block_bytes, 16), _MOST_TEST_POINTS_A_BLOCK))
-    n_test = len(points.targets)
-    for part, start in enumerate(range(0, n_test, step)):
-        progress("cross-influence", start, n_test)
-        block = points.slice(start, start + step)
+    rows = _test_rows(data)
+    inspection = data.train_inspection if data.test_inspection is None else data.test_inspection
+    parts = blocks(len(rows), data.plan.block)
+    table = store.table("test-points", [(part.start, part.stop) for part in parts])
+    for number in table.missing:
+        progress("cross-influence", parts[number].start, len(rows))
+        here = rows[parts[number]]
+        block = _test_block(data, model, here)
         top, result = cross_influence(
             objective,
             weights,
@@ -326,55 +305,75 @@ def cross(
             config.influence.estimator,
             config.influence.same_label,
         )
-        if strict:
+        if config.solver.on_unconverged == "raise":
             result.require_converged()
-        test_ids = points.ids.slice(start, step)
-        writer.write_table(
-            "cross_influence", top_k_columns(top, test_ids, data.train_inspection.ids), part=part
+        columns = top_k_columns(top, take(inspection.ids, here), data.train_inspection.ids)
+        writer.write_table("cross_influence", columns, part=number)
+        logits = linear.logits(weights, block.features)
+        gradient = linear.gradient_sum(objective.loss.residual(logits, block.targets), block.features)
+        store.save(f"test-gradient-{number}", {"gradient": gradient})
+        # Last, for it is this part by which a run that is taken up knows the block as done.
+        table.write(
+            number,
+            {
+                "predicted": predict(objective.loss, logits),
+                "loss": objective.loss.value(logits, block.targets),
+                "iterations": result.iterations,
+                "residual": result.residual,
+            },
         )
-        logits.append(linear.logits(weights, block.features))
-        losses.append(objective.loss.value(logits[-1], block.targets))
-        residual = objective.loss.residual(logits[-1], block.targets)
-        gradient += linear.gradient_sum(residual, block.features)
-        solved.append(replace(result, solution=np.empty((0, 0))))
-    progress("cross-influence", n_test, n_test)
-    mean = explained.inverse.solve(gradient[:, None] / n_test)
-    if strict:
-        mean.require_converged()
-    first, corrected = mean_influence(objective, mean.solution[:, 0], explained.train)
-    if data.test is None and n_test > 1:
-        # The mean is over the other test points: an example's influence on itself says nothing of others.
-        own, rest = points.train_rows, n_test - 1
-        first[own] = (n_test * first[own] - explained.train.self_influence[own]) / rest
-        corrected[own] = (n_test * corrected[own] - explained.train.self_leave_one_out[own]) / rest
-    residuals = np.concatenate([result.residual for result in solved])
-    iterations = np.concatenate([result.iterations for result in solved])
-    table = {
-        "id": points.ids,
-        "label": points.labels,
-        "predicted_label": data.decode(predict(objective.loss, np.concatenate(logits))),
-        "loss": np.concatenate(losses),
-        "iterations": iterations,
-        "residual": residuals,
-        "converged": residuals <= config.solver.rtol,
+    progress("cross-influence", len(rows), len(rows))
+    points = {name: np.asarray(column) for name, column in table.columns().items()}
+    mean = _mean_solve(data, explained, len(parts), len(rows))
+    first, corrected = mean_influence(objective, mean.solution[:, 0], explained.train, store)
+    test_points = {
+        "id": take(inspection.ids, rows),
+        "label": take(inspection.labels, rows),
+        "predicted_label": data.decode(points["predicted"]),
+        "loss": points["loss"],
+        "iterations": points["iterations"],
+        "residual": points["residual"],
+        "converged": points["residual"] <= config.solver.rtol,
     }
-    return Crossed(table, first, corrected, mean)
+    return Crossed(test_points, rows if data.test is None else None, first, corrected, mean)
 
 
-def _test_points(data: Data, model: Model) -> TestPoints:
-    """The test set or, where there is none, a seeded sample of train."""
-    if model.test is None or data.test_inspection is None:
-        config = data.prepared.config
-        n = data.train.n_rows
-        random = np.random.default_rng([config.seed, 3])
-        rows = np.sort(random.choice(n, min(config.influence.test_sample, n), replace=False))
-        source, inspection = model.objective.dataset, data.train_inspection
-    else:
-        rows = np.arange(model.test.n_rows)
-        source, inspection = model.test, data.test_inspection
+def _test_rows(data: Data) -> np.ndarray:
+    """Rows of the test set or, where there is none, of a seeded sample of train."""
+    if data.test is not None:
+        return np.arange(data.test.n_rows)
+    n = data.train.n_rows
+    random = np.random.default_rng([data.prepared.config.seed, 3])
+    return np.sort(random.choice(n, data.plan.sizes.m, replace=False))
+
+
+def _test_block(data: Data, model: Model, rows: np.ndarray) -> TestBlock:
+    source = model.objective.dataset if model.test is None else model.test
     features, targets = gather_rows(data.executor, source, rows)
-    train_rows = rows if model.test is None else np.full(len(rows), -1)
-    return TestPoints(features, targets, train_rows, inspection.ids.take(rows), inspection.labels.take(rows))
+    return TestBlock(features, targets, rows if model.test is None else np.full(len(rows), -1))
+
+
+def _mean_solve(data: Data, explained: Explained, n_parts: int, n_test: int) -> SolveResult:
+    """H^-1 of the mean gradient of the test points."""
+
+    def compute() -> Mapping[str, np.ndarray]:
+        saved = [data.store.saved(f"test-gradient-{number}") for number in range(n_parts)]
+        gradient = sum(arrays["gradient"] for arrays in saved if arrays is not None)
+        result = explained.inverse.solve(np.asarray(gradient)[:, None] / n_test)
+        arrays = {name: getattr(result, name) for name in ("solution", "iterations", "residual")}
+        return {**arrays, "status": np.array(result.status.name), "detail": np.array(result.detail)}
+
+    found = data.store.remember("mean-solve", compute)
+    config = data.prepared.config.solver
+    result = SolveResult(
+        found["solution"],
+        Status[str(found["status"])],
+        found["iterations"],
+        found["residual"],
+        config.rtol,
+        str(found["detail"]),
+    )
+    return result.require_converged() if config.on_unconverged == "raise" else result
 
 
 def detect(data: Data, model: Model, explained: Explained, progress: Progress = quiet) -> Reading:
@@ -384,84 +383,29 @@ def detect(data: Data, model: Model, explained: Explained, progress: Progress = 
         RunError: the refit did not reach its optimum.
     """
     objective = model.objective
-    given = targets_of(data)
+    given = encode_all(data.train, data.train_inspection.labels)
     progress("detect", 0, 2)
-    first = _read(data, explained.train, given)
+    first = _read(data, explained.train, given, "reading")
     keep = keep_for_refit(first, given, data.prepared.regression)
     if keep.all():
         progress("detect", 2, 2)
         return first
     progress("detect", 1, 2)
     cleaned = replace(objective, example_weights=keep)
-    config = data.prepared.config
-    result = fit(cleaned, config.model.gradient_tolerance, config.model.max_iterations, model.fit.weights)
-    inverse, _ = _invert(data, cleaned, result.weights, quiet)
-    again = train_influence(cleaned, result.weights, inverse, _dense_memory(data, cleaned))
+    result = _fit(data, cleaned, "refit", model.fit.weights)
+    inverse = _inverse(data, cleaned, result.weights, "refit-influence")
+    again = train_influence(
+        cleaned, result.weights, inverse, data.plan.dense_bytes, store=data.store, name="refit-influence"
+    )
     progress("detect", 2, 2)
-    return with_loo_of(_read(data, again, given), first)
+    return with_loo_of(_read(data, again, given, "refit-reading"), first)
 
 
-def _read(data: Data, influence: TrainInfluence, given: np.ndarray) -> Reading:
+def _read(data: Data, influence: TrainInfluence, given: np.ndarray, name: str) -> Reading:
     if data.prepared.regression:
-        return read_numbers(
-            influence.residual[:, 0], influence.corrected_residual[:, 0], influence.loo_logits[:, 0], given
-        )
-    return read_classes(data.loss.class_scores(influence.loo_logits), given)
-
-
-def targets_of(data: Data) -> np.ndarray:
-    """Targets (n,) of train: class codes, or numbers."""
-    return data.train.encode(data.train_inspection.labels)
-
-
-def write(
-    data: Data,
-    model: Model,
-    explained: Explained,
-    crossed: Crossed,
-    reading: Reading,
-    writer: RunWriter,
-    clock: Clock,
-) -> Outcome:
-    """Rank, write the tables, and give the run its place."""
-    config = data.prepared.config
-    loss, influence, labels = data.loss, explained.train, data.train_inspection.labels
-    with clock("report"):
-        rank = rank_by_doubt(reading)
-        suspect = select_suspects(reading, rank, config.detection.threshold, config.detection.budget)
-        suggested = reading.suggested
-        if not data.prepared.regression:
-            suggested = np.where(suspect | (reading.p_mislabeled >= 0.5), suggested, targets_of(data))
-        table = pa.table(
-            {
-                "id": data.train_inspection.ids,
-                "given_label": labels,
-                "suggested_label": data.decode(suggested),
-                "suggested_probability": reading.suggested_probability,
-                "predicted_label": data.decode(predict(loss, influence.logits)),
-                "loss": influence.loss,
-                "self_influence": influence.self_influence,
-                "mean_test_influence": crossed.mean_first_order,
-                "mean_test_leave_one_out_influence": crossed.mean_leave_one_out,
-                "loo_probability": reading.loo_probability,
-                "loo_predicted_label": data.decode(predict(loss, influence.loo_logits)),
-                "p_mislabeled": reading.p_mislabeled,
-                "rank": rank,
-                "is_suspect": suspect,
-                "row_fingerprint": data.train_inspection.row_fingerprints,
-            }
-        )
-        listed = np.argsort(rank)[: int(np.count_nonzero(suspect))]
-        writer.write_table("examples", table)
-        writer.write_table("suspects", table.take(listed))
-        writer.write_table("test_points", crossed.test_points)
-        intercept = config.model.intercept
-        weights = model.fit.weights
-        arrays = {"coef": weights[:, : weights.shape[1] - intercept].T}
-        if intercept:
-            arrays["intercept"] = weights[:, -1]
-        writer.write_arrays("model.npz", arrays)
-        for number, step in enumerate(model.objective.dataset.steps):
-            writer.write_arrays(f"features-{number}-{step.kind}.npz", vars(step))
-    run = run_record(data, model, explained, crossed, reading, int(suspect.sum()), clock.seconds)
-    return Outcome(writer.commit(run), run)
+        columns = (influence.residual, influence.corrected_residual, influence.loo_logits)
+        residual, corrected, predictions = (np.asarray(column)[:, 0] for column in columns)
+        return read_numbers(residual, corrected, predictions, given)
+    bounds = [(part.start, part.stop) for part in blocks(len(given))]
+    scores = Mapped(influence.loo_logits, data.loss.class_scores)
+    return read_classes(scores, given, data.store.table(name, bounds))

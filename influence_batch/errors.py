@@ -13,3 +13,7 @@ class RunError(Exception):
 
     The message says what happened and what to change.
     """
+
+
+class ClusterError(RunError):
+    """Workers or their scheduler failed, not the audit: the run can be taken up again."""

@@ -15,7 +15,9 @@ from typing import Any
 import numpy as np
 
 from influence_batch.dataset import Dataset, Inspection
+from influence_batch.dataset.inspection import encode_all
 from influence_batch.detection import Reading
+from influence_batch.execution.parts import blocks
 from influence_batch.models import predict
 from influence_batch.stages import Crossed, Data, Explained, Model
 
@@ -69,12 +71,12 @@ def run_record(
             ],
         },
         "solver": {
-            "kind": explained.choice.kind,
-            "reason": explained.choice.reason,
+            "kind": data.plan.choice.kind,
+            "reason": data.plan.choice.reason,
             "plan": {
-                "dense_bytes": explained.choice.dense_bytes,
-                "direct_flops": explained.choice.direct_flops,
-                "cg_flops": explained.choice.cg_flops,
+                "dense_bytes": data.plan.choice.dense_bytes,
+                "direct_flops": data.plan.choice.direct_flops,
+                "cg_flops": data.plan.choice.cg_flops,
             },
             "rtol": config.solver.rtol,
             "largest_residual": _finite(max(residual.max(), crossed.mean_solve.residual[0])),
@@ -82,6 +84,14 @@ def run_record(
             "unconverged_test_points": int(np.count_nonzero(~points["converged"])),
             "mean_influence_converged": bool(crossed.mean_solve.converged[0]),
             "detail": crossed.mean_solve.detail,
+        },
+        "execution": {
+            "cluster": config.cluster.kind,
+            "slots": data.plan.slots,
+            "memory_limit": int(config.memory_limit),
+            "kept_in_memory": round(data.plan.kept_share, 4),
+            "test_points_a_block": data.plan.block,
+            "taken_over": {name: list(parts) for name, parts in data.store.taken_over.items()},
         },
         "detection": _detection(data, reading, n_suspects),
         "notes": _notes(data, model, explained, crossed, n_test),
@@ -105,7 +115,7 @@ def _describe(dataset: Dataset, inspection: Inspection) -> dict[str, Any]:
         "features": dataset.width,
     }
     if dataset.classes is not None:
-        codes = dataset.encode(inspection.labels)
+        codes = encode_all(dataset, inspection.labels)
         counts = np.bincount(codes, minlength=len(dataset.classes))
         described["classes"] = [
             {"label": label, "rows": int(count)} for label, count in zip(dataset.classes, counts, strict=True)
@@ -162,9 +172,14 @@ def _notes(data: Data, model: Model, explained: Explained, crossed: Crossed, n_t
 def _notes_on_classes(data: Data, explained: Explained) -> list[str]:
     if data.train.classes is None:
         return []
-    given = data.train.encode(data.train_inspection.labels)
+    given = encode_all(data.train, data.train_inspection.labels)
     counts = np.bincount(given, minlength=len(data.train.classes))
-    right = float(np.mean(predict(data.loss, explained.train.loo_logits) == given))
+    loo_logits = explained.train.loo_logits
+    hits = sum(
+        int(np.count_nonzero(predict(data.loss, loo_logits[rows]) == given[rows]))
+        for rows in blocks(len(given))
+    )
+    right = hits / len(given)
     common = float(counts.max() / len(given))
     notes = []
     # Two standard errors of the share: closer than that they are not told apart.

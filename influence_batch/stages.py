@@ -13,11 +13,13 @@ import pyarrow as pa
 
 from influence_batch.config import AuditConfig
 from influence_batch.dataset import Dataset, Inspection
-from influence_batch.execution import InProcessExecutor
+from influence_batch.dataset.columns import storage_type
+from influence_batch.execution import Executor
+from influence_batch.execution.parts import Store
 from influence_batch.influence import Fit, Objective, TrainInfluence
 from influence_batch.models import Loss
+from influence_batch.plan import Plan
 from influence_batch.solvers import InverseHessian, SolveResult
-from influence_batch.solvers.choice import Choice
 
 
 @dataclass(frozen=True)
@@ -32,21 +34,32 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Data:
-    """Checked data: datasets that encode their labels, ids and labels of every row, the loss."""
+    """Checked data: datasets that encode their labels, ids and labels of every row, the loss.
+
+    Attributes:
+        files: state of each file before it was read.
+        executor: where shards are worked on.
+        store: where the stages keep what they have computed.
+    """
 
     prepared: Prepared
+    plan: Plan
+    files: Mapping[str, str]
     train: Dataset
     test: Dataset | None
     train_inspection: Inspection
     test_inspection: Inspection | None
     loss: Loss
-    executor: InProcessExecutor
+    executor: Executor
+    store: Store
 
     def decode(self, values: np.ndarray) -> pa.Array:
         """Class codes, or numbers of a regression, as labels in the user's type."""
         if self.train.classes is None:
             return pa.array(values, type=pa.float64())
-        return pa.array(self.train.classes, type=self.train_inspection.labels.type).take(pa.array(values))
+        return pa.array(self.train.classes, type=storage_type(self.train.columns.label_type)).take(
+            pa.array(values)
+        )
 
 
 @dataclass(frozen=True)
@@ -63,7 +76,6 @@ class Explained:
     """The inverse Hessian, and what it says of each training example."""
 
     inverse: InverseHessian
-    choice: Choice
     train: TrainInfluence
 
 
@@ -73,14 +85,30 @@ class Crossed:
 
     Attributes:
         test_points: columns of the table.
+        own_rows: (m,) rows of train that are the test points, None where there is a test set.
         mean_first_order, mean_leave_one_out: (n,) influence on the mean test loss.
         mean_solve: the solve behind those.
     """
 
     test_points: Mapping[str, Any]
-    mean_first_order: np.ndarray
-    mean_leave_one_out: np.ndarray
+    own_rows: np.ndarray | None
+    mean_first_order: Any
+    mean_leave_one_out: Any
     mean_solve: SolveResult
+
+    def mean_over_others(
+        self, rows: slice, self_influence: np.ndarray, self_leave_one_out: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Mean influences of some rows, that of a row on itself left out: it says nothing of others."""
+        first, corrected = self.mean_first_order[rows], self.mean_leave_one_out[rows]
+        if self.own_rows is None or len(self.own_rows) == 1:
+            return first, corrected
+        first, corrected = first.copy(), corrected.copy()
+        n_test = len(self.own_rows)
+        own = self.own_rows[(self.own_rows >= rows.start) & (self.own_rows < rows.stop)] - rows.start
+        first[own] = (n_test * first[own] - self_influence[own]) / (n_test - 1)
+        corrected[own] = (n_test * corrected[own] - self_leave_one_out[own]) / (n_test - 1)
+        return first, corrected
 
 
 @dataclass(frozen=True)

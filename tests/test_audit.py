@@ -126,11 +126,9 @@ def test_small_memory_gives_the_same(samples: Path, tmp_path: Path, monkeypatch:
     """Shards are read again at each pass, test points go in several blocks: the numbers stay."""
     settings = ("model.kind=softmax", "model.l2=0.5")
     whole = _audit(samples, "breast_cancer", tmp_path, *settings)
-    module = sys.modules["influence_batch.audit"]
-    monkeypatch.setattr(module, "_SHARD_BYTES", 32_000)
-    monkeypatch.setattr(module, "_CACHE_SHARE", 0.05)
-    monkeypatch.setattr(module, "_BLOCK_SHARE", 0.05)
-    monkeypatch.setattr(module, "_dense_memory", lambda data, objective: 30_000.0)
+    small_plan = {"_SHARD_BYTES": 32_000, "_WORKING": 0, "_BASE": 0, "_BLOCK_SHARE": 0.02, "_USABLE": 0.21}
+    for name, value in small_plan.items():
+        monkeypatch.setattr(f"influence_batch.plan.{name}", value)
     small = _audit(samples, "breast_cancer", tmp_path, *settings, "memory_limit=1MiB", "influence.top_k=5")
     assert small.run["train"]["shards"] > 3
     assert len(list((small.run_dir / "cross_influence").glob("*.parquet"))) > 1
@@ -146,7 +144,13 @@ def test_small_memory_gives_the_same(samples: Path, tmp_path: Path, monkeypatch:
 
 def test_direct_that_does_not_fit_is_refused_with_what_to_change(samples: Path, tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"Remedy: raise memory_limit, or set solver.kind: cg"):
-        _audit(samples, "digits", tmp_path, "memory_limit=1MiB", "solver.kind=direct")
+        _audit(samples, "digits", tmp_path, "memory_limit=82MiB", "solver.kind=direct")
+
+
+def test_a_limit_that_nothing_fits_into_is_refused(samples: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"^memory_limit: found 10 MiB; this audit takes at least \d+ MiB: "):
+        _audit(samples, "digits", tmp_path / "a", "memory_limit=10MiB")
+    assert not (tmp_path / "a").exists()
 
 
 def test_features_are_matched_by_name(samples: Path, tmp_path: Path) -> None:
@@ -306,10 +310,11 @@ def test_failure_leaves_earlier_reports_untouched(
         raise OSError(28, "No space left on device")
 
     # The package's name `audit` is the function; its module is found by its full name.
-    monkeypatch.setattr(sys.modules["influence_batch.audit"], "select_suspects", breaks)
+    monkeypatch.setattr(sys.modules["influence_batch.writing"], "select_suspects", breaks)
     with pytest.raises(OSError, match="No space left"):
         _audit(samples, "breast_cancer", tmp_path)
-    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    after = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert {path: content for path, content in after.items() if path in before} == before
     assert [path.name for path in (tmp_path / "breast_cancer").iterdir()] == [first.run_dir.name]
 
 

@@ -85,6 +85,20 @@ def find_files(path: str, key: str) -> list[ParquetFileInfo]:
     return [file for file in files if file.rows > 0]
 
 
+def file_state(path: str) -> str:
+    """What changes when the file does: size, times, ETag, whatever its file system tells.
+
+    Raises:
+        InputError: the file is gone.
+    """
+    try:
+        filesystem, root = url_to_fs(path)
+        state: str = filesystem.ukey(root)
+    except FileNotFoundError:
+        raise InputError(f"{path} is gone; expected it to stay as it was when the audit began") from None
+    return state
+
+
 def natural(name: str) -> list[str | int]:
     """Sort key under which part-2 comes before part-10."""
     return [int(part) if place % 2 else part for place, part in enumerate(re.split(r"(\d+)", name))]
@@ -107,8 +121,11 @@ def read_footer(path: str, key: str) -> ParquetFileInfo:
 
 
 @contextmanager
-def open_parquet(path: str, key: str) -> Iterator[pq.ParquetFile]:
+def open_parquet(path: str, key: str, buffer_bytes: int = 0) -> Iterator[pq.ParquetFile]:
     """A Parquet file, with what goes wrong while it is read told in words.
+
+    Args:
+        buffer_bytes: if not 0, a column of a row group is read through a buffer of this size.
 
     Raises:
         InputError: missing, not Parquet, truncated or damaged.
@@ -116,7 +133,7 @@ def open_parquet(path: str, key: str) -> Iterator[pq.ParquetFile]:
     try:
         with fsspec.open(path, "rb") as stream:
             try:
-                file = pq.ParquetFile(stream, page_checksum_verification=True)
+                file = pq.ParquetFile(stream, page_checksum_verification=True, buffer_size=buffer_bytes)
             except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
                 raise InputError(
                     f"{key}: {path} is not a Parquet file, or is cut off ({_first_line(error)}); "

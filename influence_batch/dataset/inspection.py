@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from bisect import bisect_right
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pandas as pd
@@ -16,6 +15,9 @@ import pyarrow.compute as pc
 
 from influence_batch.dataset.shards import Dataset, RawShard
 from influence_batch.errors import InputError
+from influence_batch.execution import Executor, InProcessExecutor
+from influence_batch.execution.parts import InMemoryStore, Store, blocks
+from influence_batch.execution.reduction import Rows
 
 _FIRST = 5
 
@@ -25,38 +27,88 @@ class Inspection:
     """What the pass found in a dataset that can be audited.
 
     Attributes:
-        ids, labels: (n,) as the files have them.
+        ids, labels: (n,) as the files have them: Arrow arrays, or columns whose slices are.
         row_fingerprints: (n,) uint64, a hash of each row's features and label, whatever their storage.
         fingerprint: of the whole: ids, features and labels in order, whatever files and shards.
     """
 
-    ids: pa.Array
-    labels: pa.Array
-    row_fingerprints: np.ndarray
+    ids: Any
+    labels: Any
+    row_fingerprints: Any
     fingerprint: str
 
 
-def inspect(dataset: Dataset, progress: Callable[[int, int], None] = lambda done, total: None) -> Inspection:
+def inspect(
+    dataset: Dataset,
+    executor: Executor | None = None,
+    store: Store | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Inspection:
     """Check every value of a dataset.
+
+    Args:
+        executor: where shards are read (default: in this process).
+        store: where ids, labels and fingerprints go (default: memory).
 
     Raises:
         InputError: features or labels that are null or not finite, null or repeated ids, lists of
             unequal length; with counts and first rows over all files.
     """
-    ids, labels, fingerprints = [], [], []
+    executor = executor or InProcessExecutor(0)
+    raw = dataset.raw()
+    bounds = [raw.bounds(index) for index in range(raw.n_shards)]
+    table = (store or InMemoryStore()).table(f"read-{dataset.key}", bounds)
+    bad: dict[int, _Bad] = {}
+    for done, (index, (columns, found)) in enumerate(
+        executor.map(raw, _inspect_shard, dataset, shards=table.missing), 1
+    ):
+        # Only parts without a fault are kept: one that is taken over later has been found good.
+        if found is not None:
+            bad[index] = found
+        elif not bad:
+            table.write(index, columns)
+        progress(done, dataset.n_shards)
+    if bad:
+        _refuse(dataset, [bad[index] for index in sorted(bad)])
+    stored = table.columns()
+    digest = hashlib.sha256()
+    for rows in blocks(dataset.n_rows):
+        digest.update(np.ascontiguousarray(stored["row_fingerprint"][rows]).tobytes())
+    if dataset.columns.id is not None:
+        hashes = np.concatenate([_hash_ids(stored["id"][rows]) for rows in blocks(dataset.n_rows)])
+        _refuse_nulls_and_duplicates(stored["id"], hashes, dataset)
+        digest.update(hashes.tobytes())
+    return Inspection(
+        stored["id"], stored["label"], stored["row_fingerprint"], f"sha256:{digest.hexdigest()}"
+    )
+
+
+@dataclass(frozen=True)
+class _Bad:
+    """Rows of a shard, numbered over the whole dataset, in which something is wrong."""
+
+    features: dict[str, np.ndarray]
+    labels: np.ndarray
+
+
+def _inspect_shard(raw: RawShard, dataset: Dataset, rows: Rows) -> tuple[dict[str, Any], _Bad | None]:
+    start = raw.ref.start
+    index = bisect_right([ref.start for ref in dataset.refs], start) - 1
+    features = {name: at + start for name, at in _not_finite(raw, dataset)}
+    labels = np.flatnonzero(_is_no_label(raw.labels)) + start
+    if features or labels.size:
+        return {}, _Bad(features, labels)
+    columns = {"id": dataset.load_ids(index), "label": raw.labels, "row_fingerprint": _hash_rows(raw)}
+    return columns, None
+
+
+def _refuse(dataset: Dataset, found: Sequence[_Bad]) -> NoReturn:
     bad: dict[str, _Rows] = {}
     bad_labels = _Rows()
-    digest = hashlib.sha256()
-    for done, raw in enumerate(dataset.iterate_raw(), 1):
-        for name, rows in _not_finite(raw, dataset):
-            bad.setdefault(name, _Rows()).add(rows + raw.ref.start)
-        bad_labels.add(np.flatnonzero(_is_no_label(raw.labels)) + raw.ref.start)
-        ids.append(raw.ids)
-        labels.append(raw.labels)
-        hashes = _hash_rows(raw)
-        fingerprints.append(hashes)
-        digest.update(hashes.tobytes())
-        progress(done, dataset.n_shards)
+    for shard in found:
+        for name, rows in shard.features.items():
+            bad.setdefault(name, _Rows()).add(rows)
+        bad_labels.add(shard.labels)
     columns = dataset.columns
     if bad:
         worst = list(bad)[:_FIRST]
@@ -65,26 +117,18 @@ def inspect(dataset: Dataset, progress: Callable[[int, int], None] = lambda done
         lines = []
         for name in worst:
             count, noun = bad[name].count, one if bad[name].count == 1 else many
-            found = f"{count} {noun} {kind}" if columns.embedding else f"{count} {kind} {noun}"
+            said = f"{count} {noun} {kind}" if columns.embedding else f"{count} {kind} {noun}"
             lines.append(
-                f"{dataset.key}.features: column {name} has {found}, "
+                f"{dataset.key}.features: column {name} has {said}, "
                 f"{bad[name].said(dataset)}; expected finite numbers"
             )
         if len(bad) > len(worst):
             lines.append(f"{dataset.key}.features: the same in {len(bad) - len(worst)} more columns")
         raise InputError("\n".join(lines))
-    if bad_labels.count:
-        raise InputError(
-            f"{dataset.key}.label: column {columns.label} has {bad_labels.count} null, NaN or infinite "
-            f"{'label' if bad_labels.count == 1 else 'labels'}, {bad_labels.said(dataset)}; "
-            "expected a label in every row"
-        )
-    all_ids = pa.concat_arrays(ids)
-    if columns.id is not None:
-        _refuse_nulls_and_duplicates(all_ids, dataset)
-        digest.update(np.ascontiguousarray(pd.util.hash_array(all_ids.to_pandas().to_numpy())).tobytes())
-    return Inspection(
-        all_ids, pa.concat_arrays(labels), np.concatenate(fingerprints), f"sha256:{digest.hexdigest()}"
+    raise InputError(
+        f"{dataset.key}.label: column {columns.label} has {bad_labels.count} null, NaN or infinite "
+        f"{'label' if bad_labels.count == 1 else 'labels'}, {bad_labels.said(dataset)}; "
+        "expected a label in every row"
     )
 
 
@@ -136,6 +180,7 @@ def _is_no_label(labels: pa.Array) -> np.ndarray:
 def _hash_rows(raw: RawShard) -> np.ndarray:
     """64-bit hash of each row: label, then features as float64, so that storage types do not count."""
     features = np.ascontiguousarray(raw.features + 0.0)  # -0.0 and 0.0 are one value
+    features = features.astype(np.float64, copy=False)
     labels = raw.labels.to_pylist()
     hashes = np.empty(len(labels), dtype=np.uint64)
     for i, label in enumerate(labels):
@@ -147,44 +192,91 @@ def _hash_rows(raw: RawShard) -> np.ndarray:
     return hashes
 
 
-def _refuse_nulls_and_duplicates(ids: pa.Array, dataset: Dataset) -> None:
+def _hash_ids(ids: pa.Array) -> np.ndarray:
+    """64-bit hash of each id (n,), the same for any storage of it."""
+    return pd.util.hash_array(ids.to_pandas().to_numpy())
+
+
+def _refuse_nulls_and_duplicates(ids: Any, hashes: np.ndarray, dataset: Dataset) -> None:
     where = f"{dataset.key}.id: column {dataset.columns.id}"
     nulls = _Rows()
-    nulls.add(np.flatnonzero(ids.is_null().to_numpy(zero_copy_only=False)))
+    for rows in blocks(len(ids)):
+        nulls.add(np.flatnonzero(ids[rows].is_null().to_numpy(zero_copy_only=False)) + rows.start)
     if nulls.count:
         raise InputError(
             f"{where} has {nulls.count} null {'id' if nulls.count == 1 else 'ids'}, "
             f"{nulls.said(dataset)}; expected an id in every row"
         )
-    series = ids.to_pandas()
+    ordered = np.sort(hashes)
+    if np.all(ordered[1:] != ordered[:-1]):
+        return
+    series = ids[:].to_pandas()
     repeats = np.flatnonzero(series.duplicated())
     if repeats.size:
-        example = ids[int(repeats[0])].as_py()
-        rows = _Rows()
-        rows.add(np.flatnonzero(series.to_numpy() == example))
+        example = ids[int(repeats[0]) : int(repeats[0]) + 1][0].as_py()
+        at = _Rows()
+        at.add(np.flatnonzero(series.to_numpy() == example))
         raise InputError(
             f"{where} has {repeats.size} {'id' if repeats.size == 1 else 'ids'} seen in an earlier row, "
-            f"such as {example!r}, {rows.said(dataset)}; expected a different id in every row"
+            f"such as {example!r}, {at.said(dataset)}; expected a different id in every row"
         )
 
 
-def find_classes(labels: pa.Array, key: str, name: str) -> tuple[Any, ...]:
+@dataclass(frozen=True)
+class LabelCounts:
+    """How many rows each label has, and the first of them."""
+
+    rows: dict[Any, int]
+    first: dict[Any, int]
+
+    @property
+    def n(self) -> int:
+        return sum(self.rows.values())
+
+
+def count_labels(parts: Iterable[pa.Array]) -> LabelCounts:
+    """Count the labels of consecutive parts, in the order of their first rows; none that is no label."""
+    rows: dict[Any, int] = {}
+    first: dict[Any, int] = {}
+    start = 0
+    for part in parts:
+        for item in pc.value_counts(part.filter(pa.array(~_is_no_label(part)))).to_pylist():
+            label = item["values"]
+            if label not in first:
+                first[label] = start + pc.index(part, pa.scalar(label, part.type)).as_py()
+            rows[label] = rows.get(label, 0) + item["counts"]
+        start += len(part)
+    return LabelCounts(rows, first)
+
+
+def encode_all(dataset: Dataset, labels: Any) -> np.ndarray:
+    """Targets (n,) of a whole column of labels: class codes, or numbers."""
+    return np.concatenate([dataset.encode(labels[rows]) for rows in blocks(len(labels))])
+
+
+def count_train_labels(dataset: Dataset) -> LabelCounts:
+    """Count the labels of a dataset from its label column alone."""
+    return count_labels(dataset.load_labels(index) for index in range(dataset.n_shards))
+
+
+def find_classes(counts: LabelCounts, key: str, name: str) -> tuple[Any, ...]:
     """The classes among train's labels, sorted.
 
     Raises:
         InputError: one class only, classes that look like ids or numbers, labels with a fraction.
     """
-    if pa.types.is_floating(labels.type):
-        values = labels.to_numpy(zero_copy_only=False)
-        fraction = np.flatnonzero(values != np.floor(values))
-        if fraction.size:
-            raise InputError(
-                f"{key}.label: column {name} has numbers such as {values[fraction[0]]:g} "
-                f"(row {fraction[0]}); accepted for classes: integers, strings, booleans, whole numbers; "
-                "for regression set model.kind: squared"
-            )
-    classes = sorted(pc.unique(labels).to_pylist())
-    n = len(labels)
+    fractions = [label for label in counts.rows if isinstance(label, float) and not label.is_integer()]
+    if fractions:
+        first = min(fractions, key=lambda label: counts.first[label])
+        raise InputError(
+            f"{key}.label: column {name} has numbers such as {first:g} "
+            f"(row {counts.first[first]}); accepted for classes: integers, strings, booleans, whole numbers; "
+            "for regression set model.kind: squared"
+        )
+    classes = sorted(counts.rows)
+    n = counts.n
+    if not classes:
+        raise InputError(f"{key}.label: column {name} has no label in any row; expected one in every row")
     if len(classes) == 1:
         raise InputError(
             f"{key}.label: column {name} has only the label {classes[0]!r} in {n} "
@@ -198,19 +290,19 @@ def find_classes(labels: pa.Array, key: str, name: str) -> tuple[Any, ...]:
     return tuple(classes)
 
 
-def check_test_labels(labels: pa.Array, classes: tuple[Any, ...], name: str) -> None:
+def check_test_labels(labels: Any, classes: tuple[Any, ...], name: str) -> None:
     """Refuse labels of the test set that train has not.
 
     Raises:
         InputError: naming them, with counts.
     """
-    counts = Counter(labels.to_pylist())
-    unknown = {label: count for label, count in counts.items() if label not in classes}
+    counts = count_labels(labels[rows] for rows in blocks(len(labels)))
+    unknown = [label for label in counts.rows if label not in set(classes)]
     if unknown:
         listed = ", ".join(
-            f"{label!r} ({count} {'row' if count == 1 else 'rows'}, first at row "
-            f"{pc.index(labels, pa.scalar(label, labels.type)).as_py()})"
-            for label, count in list(unknown.items())[:_FIRST]
+            f"{label!r} ({counts.rows[label]} {'row' if counts.rows[label] == 1 else 'rows'}, first at row "
+            f"{counts.first[label]})"
+            for label in unknown[:_FIRST]
         )
         listed += ", ..." if len(unknown) > _FIRST else ""
         known = ", ".join(repr(label) for label in classes[:20]) + (", ..." if len(classes) > 20 else "")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any, Protocol
@@ -19,10 +20,12 @@ from influence_batch.errors import InputError
 
 
 class Step(Protocol):
-    """A fitted feature step; `kind` is its name in the config."""
+    """A fitted feature step; `kind` is its name in the config, `cheap` says that it is no work to redo."""
 
     @property
     def kind(self) -> str: ...
+    @property
+    def cheap(self) -> bool: ...
 
     def transform(self, features: np.ndarray) -> np.ndarray: ...
 
@@ -63,16 +66,15 @@ class Shard:
 
 @dataclass(frozen=True)
 class RawShard:
-    """Rows as the files have them: `features` (n, d) float64, not checked; labels and ids in Arrow."""
+    """Rows as the files have them, not checked: `features` (n, d) float32 or float64, labels in Arrow."""
 
     ref: ShardRef
     features: np.ndarray
     labels: pa.Array
-    ids: pa.Array
 
     @property
     def nbytes(self) -> int:
-        return self.features.nbytes + self.labels.nbytes + self.ids.nbytes
+        return self.features.nbytes + self.labels.nbytes
 
 
 def plan_shards(files: Sequence[ParquetFileInfo], shard_rows: int) -> tuple[ShardRef, ...]:
@@ -122,17 +124,65 @@ def read_rows(ref: ShardRef, names: Sequence[str], key: str) -> pa.Table:
         whole = sum(file.metadata.row_group(g).num_rows for g in ref.row_groups)
         if ref.skip == 0 and ref.rows == whole:
             return file.read_row_groups(list(ref.row_groups), columns=list(names))
-        batches = []
-        position = 0
+    reader = getattr(_READERS, "reader", None)
+    if reader is None or not reader.reaches(ref, names):
+        if reader is not None:
+            reader.close()
+        reader = _READERS.reader = _GroupReader(ref, names, key)
+    table: pa.Table = reader.read(ref)
+    return table
+
+
+class _GroupReader:
+    """Reads one large row group from its start on, so that its shards in order cost one pass together."""
+
+    def __init__(self, ref: ShardRef, names: Sequence[str], key: str) -> None:
+        self._of = (ref.path, ref.row_groups, tuple(names))
+        self._batches = self._iterate(key)
+        self._at = 0
+        self._left: pa.RecordBatch | None = None
+
+    def reaches(self, ref: ShardRef, names: Sequence[str]) -> bool:
+        """Whether the rows of `ref` are still ahead."""
+        return (ref.path, ref.row_groups, tuple(names)) == self._of and self._at <= ref.skip
+
+    def read(self, ref: ShardRef) -> pa.Table:
+        found = []
         stop = ref.skip + ref.rows
-        for batch in file.iter_batches(65_536, row_groups=list(ref.row_groups), columns=list(names)):
-            low, high = max(ref.skip - position, 0), min(stop - position, batch.num_rows)
-            if high > low:
-                batches.append(batch.slice(low, high - low))
-            position += batch.num_rows
-            if position >= stop:
+        while self._at < stop:
+            batch = self._left if self._left is not None else next(self._batches, None)
+            self._left = None
+            if batch is None:
                 break
-        return pa.Table.from_batches(batches)
+            low = max(ref.skip - self._at, 0)
+            high = min(stop - self._at, batch.num_rows)
+            if high > low:
+                found.append(batch.slice(low, high - low))
+            if high < batch.num_rows:
+                self._left = batch.slice(high)
+            self._at += max(high, 0)
+        # A reader at the end of its file would hold it open for nothing.
+        return pa.Table.from_batches(found) if found else pa.table({})
+
+    def close(self) -> None:
+        self._batches.close()
+
+    def _iterate(self, key: str) -> Generator[pa.RecordBatch, None, None]:
+        path, groups, names = self._of
+        # Without a buffer Arrow takes a whole column of the row group into memory, whatever its size.
+        buffer = int(min(max(_READ_BYTES / len(names), 2**16), 2**20))
+        with open_parquet(path, f"{key}.path", buffer) as file:
+            row_bytes = sum(
+                file.metadata.row_group(g).total_byte_size / max(file.metadata.row_group(g).num_rows, 1)
+                for g in groups
+            )
+            rows = int(min(max(_READ_BYTES / max(row_bytes, 1.0), 64), 65_536))
+            yield from file.iter_batches(rows, row_groups=list(groups), columns=list(names))
+
+
+# Bytes of a large row group that are decoded at a time, about.
+_READ_BYTES = 8 * 1024**2
+_READERS = threading.local()
 
 
 @dataclass(frozen=True)
@@ -144,6 +194,9 @@ class Dataset:
         columns: what is read.
         refs: the shards.
         width: number of features in the files.
+        float32: whether float32 holds every feature value of the files without rounding.
+        compact: whether shards are kept as the files have them and made float64, with the cheap steps
+            applied, at every pass; else they are kept as the passes want them. The numbers are the same.
         classes: sorted labels whose positions are the codes; None for regression.
         steps: fitted feature steps, applied in order.
         intercept: whether a column of ones is appended.
@@ -153,6 +206,8 @@ class Dataset:
     columns: Columns
     refs: tuple[ShardRef, ...]
     width: int
+    float32: bool = False
+    compact: bool = False
     classes: tuple[Any, ...] | None = None
     steps: tuple[Step, ...] = ()
     intercept: bool = False
@@ -171,61 +226,126 @@ class Dataset:
         return ref.start, ref.start + ref.rows
 
     def having(self, **changes: Any) -> Dataset:
-        """This dataset with other steps, classes or intercept."""
-        return replace(self, **changes, token=uuid.uuid4().hex)
+        """This dataset with other steps, classes, intercept or way of keeping shards."""
+        changed = replace(self, **changes, token=uuid.uuid4().hex)
+        return replace(changed, token=self.token) if changed._keeps_what(self) else changed
 
-    def load(self, index: int) -> Shard:
-        """Read a shard, encode its labels and apply the feature steps."""
+    def raw(self) -> RawSource:
+        """The same shards, as the files have them."""
+        return RawSource(self)
+
+    def load(self, index: int) -> Shard | RawShard:
+        """Read a shard in the form in which it is kept."""
         raw = self.load_raw(index)
+        if not self.compact:
+            return self._finished(raw, raw.features, self.steps)
         features = raw.features
-        for step in self.steps:
+        for step in self._kept_steps:
+            features = step.transform(features.astype(np.float64, copy=False))
+        return replace(raw, features=features)
+
+    def open(self, kept: Shard | RawShard) -> Shard:
+        """A kept shard with labels encoded, all steps applied, in float64."""
+        if isinstance(kept, Shard):
+            return kept
+        return self._finished(kept, kept.features, self.steps[len(self._kept_steps) :])
+
+    @property
+    def _kept_steps(self) -> tuple[Step, ...]:
+        """Of a compact dataset: the steps up to the last that is not cheap."""
+        last = max((i for i, step in enumerate(self.steps) if not step.cheap), default=-1)
+        return self.steps[: last + 1]
+
+    def _keeps_what(self, other: Dataset) -> bool:
+        """Whether kept shards of the other are this one's too."""
+        mine, others = self._kept_steps, other._kept_steps
+        return (
+            self.compact
+            and other.compact
+            and (self.refs, self.columns) == (other.refs, other.columns)
+            and len(mine) == len(others)
+            and all(a is b for a, b in zip(mine, others, strict=True))
+        )
+
+    def _finished(self, raw: RawShard, features: np.ndarray, steps: Sequence[Step]) -> Shard:
+        features = features.astype(np.float64, copy=False)
+        for step in steps:
             features = step.transform(features)
         if self.intercept:
-            features = np.concatenate([features, np.ones((len(features), 1))], axis=1)
-        return Shard(self.refs[index].start, np.ascontiguousarray(features), self.encode(raw.labels))
-
-    def open(self, kept: Shard) -> Shard:
-        """What map functions get of a loaded shard."""
-        return kept
+            wider = np.ones((len(features), features.shape[1] + 1))
+            wider[:, :-1] = features
+            features = wider
+        return Shard(raw.ref.start, np.ascontiguousarray(features), self.encode(raw.labels))
 
     def load_raw(self, index: int) -> RawShard:
-        """Read a shard as the files have it.
+        """Read features and labels of a shard as the files have them.
 
         Raises:
             InputError: a list column whose lists are null or not all of one length.
         """
+        ref, columns = self.refs[index], self.columns
+        table = self._read(ref, [columns.label, *columns.features])
+        dtype = np.dtype(np.float32 if self.float32 else np.float64)
+        if columns.embedding:
+            name = columns.features[0]
+            features = _from_lists(table.column(name), name, ref, self).astype(dtype, copy=False)
+        else:
+            features = np.empty((ref.rows, len(columns.features)), dtype)
+            for j, name in enumerate(columns.features):
+                features[:, j] = _as_floats(table.column(name))
+        return RawShard(ref, features, _plain(table.column(columns.label)))
+
+    def load_labels(self, index: int) -> pa.Array:
+        """Labels of a shard, from the label column alone."""
+        return _plain(self._read(self.refs[index], [self.columns.label]).column(self.columns.label))
+
+    def load_ids(self, index: int) -> pa.Array:
+        """Ids of a shard, row numbers where there is no id column."""
         ref = self.refs[index]
-        columns = self.columns
-        names = [name for name in (columns.id, columns.label, *columns.features) if name is not None]
+        if self.columns.id is None:
+            return pa.array(np.arange(ref.start, ref.start + ref.rows))
+        return _plain(self._read(ref, [self.columns.id]).column(self.columns.id))
+
+    def _read(self, ref: ShardRef, names: Sequence[str]) -> pa.Table:
         table = read_rows(ref, names, self.key)
         if table.num_rows != ref.rows:
             raise InputError(f"{self.key}.path: {ref.path} has changed while it was read; start again")
-        if columns.id is None:
-            ids = pa.array(np.arange(ref.start, ref.start + ref.rows))
-        else:
-            ids = _plain(table.column(columns.id))
-        labels = _plain(table.column(columns.label))
-        if columns.embedding:
-            features = _from_lists(table.column(columns.features[0]), columns.features[0], ref, self)
-        else:
-            features = np.empty((ref.rows, len(columns.features)))
-            for j, name in enumerate(columns.features):
-                features[:, j] = _as_float64(table.column(name))
-        return RawShard(ref, features, labels, ids)
-
-    def iterate_raw(self) -> Iterator[RawShard]:
-        for index in range(self.n_shards):
-            yield self.load_raw(index)
+        return table
 
     def encode(self, labels: pa.Array) -> np.ndarray:
         """Targets (n,): class codes, or numbers for regression."""
         if self.classes is None:
-            return _as_float64(labels)
+            return _as_floats(labels).astype(np.float64, copy=False)
         # Unsigned where one of them needs it: Arrow takes Python's integers for signed ones.
         large = any(isinstance(label, int) and label >= 2**63 for label in self.classes)
         classes = pa.array(self.classes, pa.uint64() if large else None)
         codes = pc.index_in(labels.cast(classes.type), value_set=classes)
         return codes.to_numpy(zero_copy_only=False).astype(np.int64)
+
+
+@dataclass(frozen=True)
+class RawSource:
+    """A dataset's shards as the files have them, for an executor."""
+
+    dataset: Dataset
+
+    @property
+    def token(self) -> str:
+        kept_alike = self.dataset.compact and not self.dataset._kept_steps
+        return self.dataset.token if kept_alike else f"{self.dataset.token}-raw"
+
+    @property
+    def n_shards(self) -> int:
+        return self.dataset.n_shards
+
+    def bounds(self, index: int) -> tuple[int, int]:
+        return self.dataset.bounds(index)
+
+    def load(self, index: int) -> RawShard:
+        return self.dataset.load_raw(index)
+
+    def open(self, kept: RawShard) -> RawShard:
+        return kept
 
 
 def _plain(column: pa.ChunkedArray) -> pa.Array:
@@ -234,8 +354,8 @@ def _plain(column: pa.ChunkedArray) -> pa.Array:
     return plain.chunk(0) if isinstance(plain, pa.ChunkedArray) else plain
 
 
-def _as_float64(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
-    """Numbers as float64, nulls as NaN."""
+def _as_floats(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
+    """Numbers in their own float type, others as float64, nulls as NaN."""
     if pt.is_boolean(column.type):
         column = column.cast(pa.int8())
     if pt.is_decimal(column.type):
@@ -245,7 +365,7 @@ def _as_float64(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
         values = column.to_numpy()
     else:
         values = column.to_numpy(zero_copy_only=False)
-    return values.astype(np.float64)
+    return values if values.dtype in (np.float32, np.float64) else values.astype(np.float64)
 
 
 def _from_lists(column: pa.ChunkedArray, name: str, ref: ShardRef, dataset: Dataset) -> np.ndarray:
@@ -265,7 +385,7 @@ def _from_lists(column: pa.ChunkedArray, name: str, ref: ShardRef, dataset: Data
         )
     # flatten() honours slices and offsets, which the values of a list array do not.
     flat = pa.chunked_array([chunk.flatten() for chunk in column.chunks], type=column.type.value_type)
-    return _as_float64(flat).reshape(ref.rows, width)
+    return _as_floats(flat).reshape(ref.rows, width)
 
 
 def feature_width(files: Sequence[ParquetFileInfo], columns: Columns, key: str) -> int:
@@ -290,3 +410,14 @@ def feature_width(files: Sequence[ParquetFileInfo], columns: Columns, key: str) 
             "expected lists of numbers, all of one length"
         )
     return len(row)
+
+
+def holds_in_float32(files: Sequence[ParquetFileInfo], columns: Columns) -> bool:
+    """Whether every feature column has a type whose values are float32's too."""
+    types = [file.schema.field(name).type for file in files for name in columns.features]
+    return all(_is_narrow(type_.value_type if is_list(type_) else type_) for type_ in types)
+
+
+def _is_narrow(type_: pa.DataType) -> bool:
+    wide = (pa.float64(), pa.int32(), pa.int64(), pa.uint32(), pa.uint64())
+    return type_ not in wide and not pt.is_decimal(type_)

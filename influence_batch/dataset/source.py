@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from influence_batch.dataset.columns import check_comparable, resolve_columns
 from influence_batch.dataset.files import find_files
-from influence_batch.dataset.shards import Dataset, feature_width, plan_shards
+from influence_batch.dataset.shards import Dataset, feature_width, holds_in_float32, plan_shards
 from influence_batch.errors import InputError
 
 
@@ -21,6 +21,7 @@ def open_dataset(
     shard_rows: int | None,
     shard_bytes: float,
     default_id: str | None = None,
+    model_width: Callable[[int], int] = lambda width: width + 1,
 ) -> Dataset:
     """Find the files of a dataset and check their schemas; reads footers, and one row of lists.
 
@@ -28,6 +29,7 @@ def open_dataset(
         key: `train` or `test`, for messages.
         path, id, label, features: as in the config.
         shard_rows: rows a shard; None for as many as fit into `shard_bytes` of float64 features.
+        model_width: most features that the model makes of those in the files.
         default_id: id column to use where `id` is None and the files have it.
 
     Raises:
@@ -38,8 +40,8 @@ def open_dataset(
         id = default_id
     columns = resolve_columns(files, key, id=id, label=label, features=features)
     width = feature_width(files, columns, key)
-    rows = shard_rows or max(1, int(shard_bytes / (8.0 * (width + 1))))
-    return Dataset(key, columns, plan_shards(files, rows), width)
+    rows = shard_rows or max(1, int(shard_bytes / (8.0 * model_width(width))))
+    return Dataset(key, columns, plan_shards(files, rows), width, float32=holds_in_float32(files, columns))
 
 
 def match_columns(train: Dataset, test: Dataset) -> Dataset:

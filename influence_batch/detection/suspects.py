@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from scipy.special import log_softmax, logsumexp
@@ -14,7 +15,10 @@ from influence_batch.detection.outliers import (
     score_outliers,
     tail_probability,
 )
+from influence_batch.execution.parts import InMemoryStore, Table, blocks, take
 
+# A noise matrix is fitted to this many class scores, if there are more, and to no fewer rows than this.
+_FIT_SCORES, _FIT_ROWS = 2_000_000, 5_000
 # The second reading of a disagreement (the classes are separable, the label is wrong) is taken at this
 # share of the fitted temperature.
 _SHARP = 0.25
@@ -27,6 +31,8 @@ _ROUNDING = 1e-9
 @dataclass(frozen=True)
 class Reading:
     """What leave-one-out predictions say of each example's label.
+
+    The first five are arrays, or columns on disk whose slices are arrays.
 
     Attributes:
         p_mislabeled: (n,).
@@ -42,11 +48,11 @@ class Reading:
         outliers: the fitted mixture, None for classes.
     """
 
-    p_mislabeled: np.ndarray
-    doubt: np.ndarray
-    suggested: np.ndarray
-    suggested_probability: np.ndarray
-    loo_probability: np.ndarray
+    p_mislabeled: Any
+    doubt: Any
+    suggested: Any
+    suggested_probability: Any
+    loo_probability: Any
     estimated_errors: float
     low: float
     high: float
@@ -55,35 +61,42 @@ class Reading:
     outliers: OutlierModel | None = None
 
 
-def read_classes(scores: np.ndarray, given: np.ndarray) -> Reading:
+def read_classes(scores: Any, given: np.ndarray, table: Table | None = None) -> Reading:
     """Fit temperature and noise matrix to leave-one-out class scores (n, k), and read every label.
 
     The point estimate is the maximum-likelihood reading. The other reading, a quarter of its
     temperature, takes disagreement near a class border for label noise.
+
+    Args:
+        scores: (n, k), an array or a column whose slices are.
+        given: (n,) codes of the given labels.
+        table: where the columns of the reading go, cut as `blocks(n)` (default: memory).
     """
-    at = np.arange(len(given))
-    model = fit_noise(scores, given)
-    log_p = log_softmax(scores / model.temperature, axis=1)
-    joint = log_p + np.log(model.matrix[:, given].T)
-    others = joint.copy()
-    others[at, given] = -np.inf
-    total = logsumexp(joint, axis=1)
-    doubt = logsumexp(others, axis=1) - joint[at, given]
-    p_mislabeled = np.exp(logsumexp(others, axis=1) - total)
-    suggested = others.argmax(axis=1)
-    rate = noise_rate(model.matrix, np.exp(log_p).mean(axis=0))
+    n = len(given)
+    sampled = fit_sample(n, scores[0:1].shape[1])
+    some = scores[:] if len(sampled) == n else take(scores, sampled)
+    model = fit_noise(some, given[sampled])
+    sharp = fit_noise(some, given[sampled], _SHARP * model.temperature)
+    shares = np.exp(log_softmax(some / model.temperature, axis=1)).mean(axis=0)
+    rate = noise_rate(model.matrix, shares)
     # Without its only example a label does not exist, and no model without it can speak for it.
-    alone = np.bincount(given, minlength=scores.shape[1])[given] == 1
-    p_mislabeled = np.where(alone, rate, p_mislabeled)
-    doubt = np.where(alone, np.log(rate) - np.log1p(-rate), doubt)
-    sharp = fit_noise(scores, given, _SHARP * model.temperature)
-    estimates = [float(p_mislabeled.sum()), expected_errors(scores, given, sharp)]
+    alone = np.bincount(given, minlength=some.shape[1]) == 1
+    del some
+    table = table or InMemoryStore().table("reading", [(part.start, part.stop) for part in blocks(n)])
+    for number in table.missing:
+        part = blocks(n)[number]
+        read = _read_some(scores[part], given[part], model, rate, alone)
+        table.write(number, {**read, "sharp": _doubtful(scores[part], given[part], sharp)})
+    columns: dict[str, Any] = table.columns()
+    estimates = [
+        sum(float(columns[name][part].sum()) for part in blocks(n)) for name in ("p_mislabeled", "sharp")
+    ]
     return Reading(
-        p_mislabeled=p_mislabeled,
-        doubt=doubt,
-        suggested=suggested,
-        suggested_probability=np.exp(joint[at, suggested] - total),
-        loo_probability=np.exp(log_p[at, given]),
+        p_mislabeled=columns["p_mislabeled"],
+        doubt=columns["doubt"],
+        suggested=columns["suggested"],
+        suggested_probability=columns["suggested_probability"],
+        loo_probability=columns["loo_probability"],
         estimated_errors=estimates[0],
         low=min(estimates),
         high=max(estimates),
@@ -93,11 +106,41 @@ def read_classes(scores: np.ndarray, given: np.ndarray) -> Reading:
     )
 
 
-def expected_errors(scores: np.ndarray, given: np.ndarray, model: NoiseModel) -> float:
-    """Sum of p_mislabeled under a channel."""
+def fit_sample(n: int, k: int) -> np.ndarray:
+    """Rows (s,) that a noise matrix is fitted to: all of them, or as many as do for a sure fit."""
+    most = max(_FIT_SCORES // k, _FIT_ROWS)
+    if n <= most:
+        return np.arange(n)
+    return np.sort(np.random.default_rng(0).choice(n, most, replace=False))
+
+
+def _read_some(
+    scores: np.ndarray, given: np.ndarray, model: NoiseModel, rate: float, alone: np.ndarray
+) -> dict[str, np.ndarray]:
+    at = np.arange(len(given))
+    log_p = log_softmax(scores / model.temperature, axis=1)
+    joint = log_p + np.log(model.matrix[:, given].T)
+    others = joint.copy()
+    others[at, given] = -np.inf
+    total = logsumexp(joint, axis=1)
+    doubt = logsumexp(others, axis=1) - joint[at, given]
+    p_mislabeled = np.exp(logsumexp(others, axis=1) - total)
+    suggested = others.argmax(axis=1)
+    single = alone[given]
+    return {
+        "p_mislabeled": np.where(single, rate, p_mislabeled),
+        "doubt": np.where(single, np.log(rate) - np.log1p(-rate), doubt),
+        "suggested": suggested,
+        "suggested_probability": np.exp(joint[at, suggested] - total),
+        "loo_probability": np.exp(log_p[at, given]),
+    }
+
+
+def _doubtful(scores: np.ndarray, given: np.ndarray, model: NoiseModel) -> np.ndarray:
+    """p_mislabeled (n,) under a channel, as it is."""
     joint = log_softmax(scores / model.temperature, axis=1) + np.log(model.matrix[:, given].T)
     right = np.exp(joint[np.arange(len(given)), given] - logsumexp(joint, axis=1))
-    return float((1.0 - right).sum())
+    return 1.0 - right
 
 
 def read_numbers(
@@ -135,11 +178,13 @@ def read_numbers(
 def keep_for_refit(reading: Reading, given: np.ndarray, regression: bool) -> np.ndarray:
     """Example weights (n,) of a refit: 0 for suspects, at most half of each given label, else 1."""
     weights = np.ones(len(given))
-    for label in [None] if regression else np.unique(given):
-        members = np.arange(len(given)) if label is None else np.flatnonzero(given == label)
-        suspects = members[reading.p_mislabeled[members] > 0.5]
-        most = int(_MOST_LEFT_OUT * len(members))
-        worst = suspects[np.argsort(-reading.doubt[suspects], kind="stable")[:most]]
+    doubtful = np.flatnonzero(np.asarray(reading.p_mislabeled) > 0.5)
+    doubt = np.asarray(reading.doubt)[doubtful]
+    members = [len(given)] if regression else np.bincount(given)
+    for label, count in enumerate(members):
+        mine = np.arange(len(doubtful)) if regression else np.flatnonzero(given[doubtful] == label)
+        most = int(_MOST_LEFT_OUT * count)
+        worst = doubtful[mine[np.argsort(-doubt[mine], kind="stable")[:most]]]
         weights[worst] = 0.0
     return weights
 
@@ -151,7 +196,7 @@ def with_loo_of(reading: Reading, first: Reading) -> Reading:
 
 def rank_by_doubt(reading: Reading) -> np.ndarray:
     """Rank of each example (n,), 1 the most suspect; of equal ones the first in train comes first."""
-    order = np.argsort(-reading.doubt, kind="stable")
+    order = np.argsort(-np.asarray(reading.doubt), kind="stable")
     rank = np.empty(len(order), dtype=np.int64)
     rank[order] = np.arange(1, len(order) + 1)
     return rank
@@ -159,4 +204,4 @@ def rank_by_doubt(reading: Reading) -> np.ndarray:
 
 def select_suspects(reading: Reading, rank: np.ndarray, threshold: float, budget: int | None) -> np.ndarray:
     """Mask (n,) of the list: the top `budget` rows, or p_mislabeled of at least `threshold`."""
-    return rank <= budget if budget is not None else reading.p_mislabeled >= threshold
+    return rank <= budget if budget is not None else np.asarray(reading.p_mislabeled) >= threshold

@@ -10,6 +10,7 @@ from influence_batch.features.steps import (
     fit_random_fourier,
     fit_standardize,
     fit_step,
+    restore_step,
 )
 
 __all__ = [
@@ -22,4 +23,5 @@ __all__ = [
     "fit_random_fourier",
     "fit_standardize",
     "fit_step",
+    "restore_step",
 ]

@@ -6,6 +6,7 @@ rounding, for any sharding.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -23,6 +24,7 @@ class Standardize:
     """(x - mean) / scale, scale being the standard deviation, 1 for a constant column."""
 
     kind: ClassVar[str] = "standardize"
+    cheap: ClassVar[bool] = True
     mean: np.ndarray
     scale: np.ndarray
 
@@ -35,6 +37,7 @@ class UnitNorm:
     """x / |x|; a row of zeros stays as it is."""
 
     kind: ClassVar[str] = "unit_norm"
+    cheap: ClassVar[bool] = True
 
     def transform(self, features: np.ndarray) -> np.ndarray:
         norms = np.linalg.norm(features, axis=1, keepdims=True)
@@ -46,6 +49,7 @@ class Pca:
     """(x - mean) projected on `components` (d, c); divided by the standard deviations if whitened."""
 
     kind: ClassVar[str] = "pca"
+    cheap: ClassVar[bool] = False
     mean: np.ndarray
     components: np.ndarray
     scale: np.ndarray
@@ -59,6 +63,7 @@ class RandomFourier:
     """sqrt(2 / c) cos(x W + b) (Rahimi and Recht 2007): inner products near exp(-gamma |x - y|^2)."""
 
     kind: ClassVar[str] = "random_fourier"
+    cheap: ClassVar[bool] = False
     frequencies: np.ndarray
     phases: np.ndarray
 
@@ -75,6 +80,7 @@ class Nystroem:
     """k(x, landmarks) K^-1/2 (Williams and Seeger 2001), k(x, y) = exp(-gamma |x - y|^2)."""
 
     kind: ClassVar[str] = "nystroem"
+    cheap: ClassVar[bool] = False
     landmarks: np.ndarray
     normalization: np.ndarray
     gamma: np.ndarray
@@ -84,6 +90,16 @@ class Nystroem:
 
 
 FittedStep = Standardize | UnitNorm | Pca | RandomFourier | Nystroem
+
+
+_STEPS: Mapping[str, type[FittedStep]] = {
+    step.kind: step for step in (Standardize, UnitNorm, Pca, RandomFourier, Nystroem)
+}
+
+
+def restore_step(kind: str, arrays: Mapping[str, np.ndarray]) -> FittedStep:
+    """A fitted step from its arrays."""
+    return _STEPS[kind](**arrays)
 
 
 def fit_step(config: Any, dataset: Dataset, executor: Executor, seed: int) -> FittedStep:

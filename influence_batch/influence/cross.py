@@ -9,11 +9,12 @@ import numpy as np
 import pyarrow as pa
 
 from influence_batch.dataset.shards import Shard
-from influence_batch.execution import Reduction, in_order
+from influence_batch.execution import Reduction
+from influence_batch.execution.parts import InMemoryStore, Store, take
 from influence_batch.execution.reduction import Rows
 from influence_batch.influence.leave_one_out import TrainInfluence
 from influence_batch.influence.objective import Objective, row_chunks
-from influence_batch.models import linear
+from influence_batch.models import Loss, linear
 from influence_batch.solvers import InverseHessian, SolveResult
 
 Estimator = Literal["leave_one_out", "first_order"]
@@ -38,22 +39,6 @@ class TestBlock:
 
 
 @dataclass(frozen=True)
-class TestPoints:
-    """All test points, with ids and labels (m,) as the data have them; the rest as in `TestBlock`."""
-
-    features: np.ndarray
-    targets: np.ndarray
-    train_rows: np.ndarray
-    ids: pa.Array
-    labels: pa.Array
-
-    __test__ = False
-
-    def slice(self, start: int, stop: int) -> TestBlock:
-        return TestBlock(self.features[start:stop], self.targets[start:stop], self.train_rows[start:stop])
-
-
-@dataclass(frozen=True)
 class TopK:
     """The strongest training examples of m test points in each direction, strongest first.
 
@@ -69,13 +54,19 @@ class TopK:
     leave_one_out: np.ndarray
 
 
-def top_k_columns(top: TopK, test_ids: pa.Array, train_ids: pa.Array) -> dict[str, Any]:
-    """Columns of the table `cross_influence`: by test point, direction, rank."""
+def top_k_columns(top: TopK, test_ids: pa.Array, train_ids: Any) -> dict[str, Any]:
+    """Columns of the table `cross_influence`: by test point, direction, rank.
+
+    Args:
+        test_ids: (m,).
+        train_ids: (n,), an Arrow array or a column whose slices are.
+    """
     rows = top.rows.transpose(1, 0, 2)
     point, direction, rank = np.nonzero(rows >= 0)
+    named, place = np.unique(rows[point, direction, rank], return_inverse=True)
     return {
         "test_id": test_ids.take(pa.array(point)),
-        "train_id": train_ids.take(pa.array(rows[point, direction, rank])),
+        "train_id": take(train_ids, named).take(pa.array(place)),
         "influence": top.first_order[direction, point, rank],
         "leave_one_out_influence": top.leave_one_out[direction, point, rank],
         "direction": pa.array(DIRECTIONS).take(pa.array(direction)),
@@ -134,33 +125,42 @@ def cross_influence(
 
 
 def mean_influence(
-    objective: Objective, solution: np.ndarray, train: TrainInfluence
-) -> tuple[np.ndarray, np.ndarray]:
+    objective: Objective, solution: np.ndarray, train: TrainInfluence, store: Store | None = None
+) -> tuple[Any, Any]:
     """Influence on a mean of test losses, first order and leave-one-out: (n,) each.
 
     Args:
         solution: H^-1 of the mean gradient (p,).
+        store: where the parts go (default: memory).
     """
     rows = {"residual": train.residual, "corrected": train.corrected_residual}
-    parts = in_order(
-        objective.executor.map(objective.dataset, _shard_mean, (solution[:, None], objective.n), rows)
+    dataset = objective.dataset
+    table = (store or InMemoryStore()).table(
+        "mean-influence", [dataset.bounds(index) for index in range(dataset.n_shards)]
     )
-    return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
+    state = (solution[:, None], objective.n)
+    for index, part in objective.executor.map(dataset, _shard_mean, state, rows, table.missing):
+        table.write(index, part)
+    columns = table.columns()
+    return columns["first_order"], columns["leave_one_out"]
 
 
-def _shard_mean(shard: Shard, state: tuple[np.ndarray, float], rows: Rows) -> tuple[np.ndarray, np.ndarray]:
+def _shard_mean(shard: Shard, state: tuple[np.ndarray, float], rows: Rows) -> dict[str, np.ndarray]:
     solution, n_total = state
     moved = linear.project(solution, shard.features)[:, :, 0]
-    first = (moved * rows["residual"]).sum(axis=1) / n_total
-    return first, (moved * rows["corrected"]).sum(axis=1) / n_total
+    return {
+        "first_order": (moved * rows["residual"]).sum(axis=1) / n_total,
+        "leave_one_out": (moved * rows["corrected"]).sum(axis=1) / n_total,
+    }
 
 
 def _shard_top_k(shard: Shard, state: _State, rows: Rows) -> TopK:
     m = state.solution.shape[1]
     k = rows["residual"].shape[1]
     total = _empty(m, state.top_k)
+    columns = linear.by_feature(state.solution, shard.features.shape[1])
     for part in row_chunks(len(shard.features), 8.0 * m * (k + 4)):
-        moved = linear.project(state.solution, shard.features[part])
+        moved = (shard.features[part] @ columns).reshape(-1, k, m)
         first = _contract(rows["residual"][part], moved) / state.n_total
         corrected = _contract(rows["corrected"][part], moved) / state.n_total
         score = (corrected if state.estimator == "leave_one_out" else first).copy()
@@ -230,3 +230,11 @@ def _select(
             )
         )
     return TopK(*(np.stack(pair) for pair in zip(*picked, strict=True)))
+
+
+def work_of_cross_influence(shard: Shard, loss: Loss, weights: np.ndarray, m: int, top_k: int) -> None:
+    """What one shard does for m test points; for measuring its time."""
+    solution = np.random.default_rng(0).standard_normal((weights.size, m))
+    state = _State(solution, float(len(shard.targets)), top_k, "leave_one_out", None, np.full(m, -1))
+    residual = loss.residual(linear.logits(weights, shard.features), shard.targets)
+    _shard_top_k(shard, state, {"residual": residual, "corrected": residual})

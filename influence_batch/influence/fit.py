@@ -12,9 +12,11 @@ from influence_batch.influence.objective import HessianOperator, Objective, Poin
 from influence_batch.solvers import ConjugateGradient, Direct, SolverError
 
 _BACKTRACKS = 20
-# A pass of the data for one vector runs at the speed of memory, assembly at that of arithmetic:
-# measured on two cores, one Newton system by CG costs about as much as assembly of this d * pairs.
-_ASSEMBLY_WORTH = 2000
+# A pass of the data for one vector runs at the speed of memory, assembly at that of arithmetic, measured
+# to be some eight times faster; with 4 n d k operations a pass, assembly's n d^2 pairs are worth this
+# share of d pairs / k passes.
+_PASS_WORTH = 32
+_CG_ITERATIONS = 500
 _ASSEMBLY_SIZE = 4000
 
 
@@ -51,15 +53,17 @@ def fit(
     max_iterations: int = 200,
     start: np.ndarray | None = None,
     progress: Callable[[int, float], None] = lambda iteration, gradient_norm: None,
+    checkpoint: Callable[[np.ndarray], None] = lambda weights: None,
 ) -> Fit:
     """Minimise J by Newton's method with backtracking.
 
-    Newton systems are solved directly where assembly is cheap, else by preconditioned CG to a
-    tolerance that falls with the gradient (Eisenstat and Walker 1996).
+    Newton systems are solved by preconditioned CG to a tolerance that falls with the gradient
+    (Eisenstat and Walker 1996), and directly from where that costs less.
 
     Args:
         tolerance: largest relative gradient norm; see `Fit`.
         start: weights (k, d) to start from.
+        checkpoint: called with the weights of every iteration, from which a fit can go on.
 
     Raises:
         RunError: the tolerance was not reached; with the remedy.
@@ -69,7 +73,7 @@ def fit(
     scale = at_zero.gradient_scale if at_zero.gradient_scale > 0 else 1.0
     weights = zero if start is None else start
     point = at_zero if start is None else objective.at(weights)
-    method = _method(objective)
+    method = _first_method(objective)
     previous = np.inf
     # Where curvature all but vanishes (a saturated hinge) Newton steps are wild: damping them as
     # Levenberg and Marquardt do, only while steps get cut, keeps the end quadratic.
@@ -86,12 +90,13 @@ def fit(
         forcing = min(0.1, np.sqrt(norm), 0.5 * norm / previous if previous < np.inf else 0.1)
         previous = norm
         damped = objective.with_damping(damping).hessian(weights)
-        step = _newton_step(damped, point, method, max(forcing, 0.1 * tolerance / norm))
+        step, method = _newton_step(damped, point, method, max(forcing, 0.1 * tolerance / norm))
         moved = _line_search(objective, weights, point, step)
         if moved is None and damping >= unit:
             break
         if moved is not None:
             weights, point, length = moved
+            checkpoint(weights)
             cut = length < 0.25
         if moved is None or cut:
             damping = max(10.0 * damping, 1e-4 * unit)
@@ -105,26 +110,37 @@ def fit(
     )
 
 
-def _method(objective: Objective) -> str:
+def _first_method(objective: Objective) -> str:
+    size = objective.d if objective.loss.separable else objective.p
+    return "direct" if objective.d <= 64 and size <= 700 else "cg"
+
+
+def _most_iterations(objective: Objective) -> int:
+    """Iterations of CG that cost as much as forming the Hessian, if that is at all possible."""
     k, d = objective.k, objective.d
     pairs = 1 if objective.loss.constant_curvature else k if objective.loss.separable else k * (k + 1) // 2
     size = d if objective.loss.separable else k * d
-    small = d <= 64 and size <= 700
-    return "direct" if small or (d * pairs / k <= _ASSEMBLY_WORTH and size <= _ASSEMBLY_SIZE) else "cg"
+    return max(int(d * pairs / (_PASS_WORTH * k)), 10) if size <= _ASSEMBLY_SIZE else _CG_ITERATIONS
 
 
-def _newton_step(hessian: HessianOperator, point: Point, method: str, rtol: float) -> np.ndarray:
+def _newton_step(hessian: HessianOperator, point: Point, method: str, rtol: float) -> tuple[np.ndarray, str]:
+    """The step, and the method that gave it."""
     gradient = point.gradient[:, None]
-    if method == "direct":
+    most = _most_iterations(hessian.objective)
+    solved = None
+    if method == "cg":
+        solved = ConjugateGradient(hessian, rtol=rtol, max_iterations=most).solve(gradient)
+        if most < _CG_ITERATIONS and not solved.converged[0]:
+            method, solved = "direct", None
+    if solved is None:
         try:
-            step = -Direct(hessian, rtol=1e-6).solve(gradient).solution
+            solved = Direct(hessian, rtol=1e-6).solve(gradient)
         except SolverError:
-            step = -ConjugateGradient(hessian, rtol=rtol, max_iterations=500).solve(gradient).solution
-    else:
-        step = -ConjugateGradient(hessian, rtol=rtol, max_iterations=500).solve(gradient).solution
+            solved = ConjugateGradient(hessian, rtol=rtol, max_iterations=_CG_ITERATIONS).solve(gradient)
+    step = -solved.solution
     if float(step[:, 0] @ point.gradient) >= 0:
         step = -gradient
-    return step.reshape(hessian.weights.shape)
+    return step.reshape(hessian.weights.shape), method
 
 
 def _polish(objective: Objective, weights: np.ndarray, point: Point, method: str) -> tuple[np.ndarray, Point]:
@@ -135,7 +151,7 @@ def _polish(objective: Objective, weights: np.ndarray, point: Point, method: str
     """
     for _ in range(2):
         try:
-            step = _newton_step(objective.hessian(weights), point, method, 1e-6)
+            step, _ = _newton_step(objective.hessian(weights), point, method, 1e-6)
         except SolverError:
             break  # the tolerance is met: what cannot be bettered is good enough
         trial = weights + step

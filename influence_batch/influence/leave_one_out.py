@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from influence_batch.dataset.shards import Shard
 from influence_batch.errors import RunError
-from influence_batch.execution import in_order
+from influence_batch.execution.parts import InMemoryStore, Store
 from influence_batch.execution.reduction import Rows
 from influence_batch.influence.objective import Objective, row_chunks
 from influence_batch.models import linear
@@ -20,9 +21,15 @@ from influence_batch.solvers import InverseHessian
 _FULL_LEVERAGE = 1e-9
 
 
+# The fields of TrainInfluence for some examples.
+Part = dict[str, np.ndarray]
+
+
 @dataclass(frozen=True)
 class TrainInfluence:
     """What the fitted model and its inverse Hessian say of each training example.
+
+    The fields are arrays, or columns on disk whose slices are arrays.
 
     Attributes:
         loss: (n,) of the given label, at the fit.
@@ -33,13 +40,13 @@ class TrainInfluence:
         self_leave_one_out: (n,) with the corrected residual in the place of one r.
     """
 
-    loss: np.ndarray
-    logits: np.ndarray
-    residual: np.ndarray
-    corrected_residual: np.ndarray
-    loo_logits: np.ndarray
-    self_influence: np.ndarray
-    self_leave_one_out: np.ndarray
+    loss: Any
+    logits: Any
+    residual: Any
+    corrected_residual: Any
+    loo_logits: Any
+    self_influence: Any
+    self_leave_one_out: Any
 
 
 def train_influence(
@@ -48,77 +55,116 @@ def train_influence(
     inverse: InverseHessian,
     memory: float,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    store: Store | None = None,
+    name: str = "influence",
 ) -> TrainInfluence:
     """Leverages of every training example and what follows from them.
 
     Where the blocks of H^-1 fit into `memory` bytes they are formed once; where they do not, H^-1 is
     applied to the examples themselves, block by block.
 
+    Args:
+        store: where the parts go, a part a shard (default: memory).
+        name: of the table there.
+
     Raises:
         SolverError: a column of the inverse did not converge.
         RunError: an example has leverage 1, its left-out prediction does not exist.
     """
+    dataset = objective.dataset
+    bounds = [dataset.bounds(index) for index in range(dataset.n_shards)]
+    store = store or InMemoryStore()
+    table = store.table(name, bounds)
+    missing = table.missing
     blocks, size, _ = objective.hessian(weights).block_shape
-    if 8.0 * blocks * size**2 <= memory:
-        state = (objective.loss, weights, inverse.inverse_blocks(), objective.n)
-        parts: Iterator[TrainInfluence] = iter(
-            in_order(objective.executor.map(objective.dataset, _shard_influence, state, objective.rows))
-        )
+    parts: Iterator[tuple[int, Part]]
+    if not missing:
+        parts = iter(())
+    elif 8.0 * blocks * size**2 <= memory:
+        inverse_blocks = store.remember(f"{name}-inverse", lambda: {"blocks": inverse.inverse_blocks()})
+        state = (objective.loss, weights, inverse_blocks["blocks"], objective.n)
+        parts = objective.executor.map(dataset, _shard_influence, state, objective.rows, missing)
     else:
-        parts = _by_examples(objective, weights, inverse, memory)
-    done = 0
-    collected: list[TrainInfluence] = []
-    for part in parts:
-        collected.append(part)
-        done += len(part.loss)
-        progress(done, objective.dataset.n_rows)
-    fields = TrainInfluence.__dataclass_fields__
-    return TrainInfluence(*(np.concatenate([getattr(part, name) for part in collected]) for name in fields))
+        parts = _by_examples(objective, weights, inverse, memory, missing)
+    done = dataset.n_rows - sum(bounds[index][1] - bounds[index][0] for index in missing)
+    for index, part in parts:
+        table.write(index, part)
+        done += len(part["loss"])
+        progress(done, dataset.n_rows)
+    return TrainInfluence(**table.columns())
 
 
-def _shard_influence(
-    shard: Shard, state: tuple[Loss, np.ndarray, np.ndarray, float], rows: Rows
-) -> TrainInfluence:
+def _shard_influence(shard: Shard, state: tuple[Loss, np.ndarray, np.ndarray, float], rows: Rows) -> Part:
     loss, weights, inverse_blocks, n_total = state
-    leverages = np.concatenate(
-        [
-            linear.leverage(loss, shard.features[part], inverse_blocks, n_total)
-            for part in row_chunks(len(shard.features), 24.0 * shard.features.shape[1])
-        ]
+    k, d = weights.shape
+    per_row = 24.0 * d + (32.0 * k if loss.separable else 64.0 * k * k)
+    example_weights = rows.get("example_weights")
+    return _joined(
+        _from_leverages(
+            loss,
+            weights,
+            Shard(shard.start + part.start, shard.features[part], shard.targets[part]),
+            linear.leverage(loss, shard.features[part], inverse_blocks, n_total),
+            None if example_weights is None else example_weights[part],
+        )
+        for part in row_chunks(len(shard.features), per_row)
     )
-    return _from_leverages(loss, weights, shard, leverages, rows.get("example_weights"))
+
+
+def _joined(parts: Iterable[Part]) -> Part:
+    collected = list(parts)
+    return {name: np.concatenate([part[name] for part in collected]) for name in collected[0]}
 
 
 def _by_examples(
-    objective: Objective, weights: np.ndarray, inverse: InverseHessian, memory: float
-) -> Iterator[TrainInfluence]:
+    objective: Objective,
+    weights: np.ndarray,
+    inverse: InverseHessian,
+    memory: float,
+    shards: Sequence[int],
+) -> Iterator[tuple[int, Part]]:
     """The same from solves for `x_i (x) e_a`: k an example, or one if logits do not interact."""
-    k, separable = objective.k, objective.loss.separable
-    columns = 1 if separable else k
+    columns = 1 if objective.loss.separable else objective.k
     step = max(1, int(memory / (80.0 * objective.p * columns)))
-    for _, shard in objective.executor.map(objective.dataset, _whole_shard):
-        for start in range(0, len(shard.features), step):
-            part = Shard(
-                shard.start + start,
-                shard.features[start : start + step],
-                shard.targets[start : start + step],
-            )
-            n, d = part.features.shape
-            sides = np.zeros((k, d, n, columns))
-            for a in range(k):
-                sides[a, :, :, 0 if separable else a] = part.features.T
-            solved = inverse.solve(sides.reshape(objective.p, -1)).require_converged().solution
-            solved = solved.reshape(k, d, n, columns)
-            leverages = np.einsum("id,adib->iab", part.features, solved) / objective.n
-            leverages = leverages[:, :, 0] if separable else leverages
-            example_weights = objective.example_weights
-            yield _from_leverages(
-                objective.loss,
-                weights,
-                part,
-                leverages,
-                None if example_weights is None else example_weights[part.start : part.start + n],
-            )
+    for index in shards:
+        # One shard at a time comes here: its examples are the right-hand sides.
+        [(_, shard)] = objective.executor.map(objective.dataset, _whole_shard, shards=[index])
+        yield (
+            index,
+            _joined(
+                _by_solving(
+                    objective,
+                    weights,
+                    inverse,
+                    Shard(
+                        shard.start + start,
+                        shard.features[start : start + step],
+                        shard.targets[start : start + step],
+                    ),
+                )
+                for start in range(0, len(shard.features), step)
+            ),
+        )
+
+
+def _by_solving(objective: Objective, weights: np.ndarray, inverse: InverseHessian, part: Shard) -> Part:
+    k, separable = objective.k, objective.loss.separable
+    n, d = part.features.shape
+    columns = 1 if separable else k
+    sides = np.zeros((k, d, n, columns))
+    for a in range(k):
+        sides[a, :, :, 0 if separable else a] = part.features.T
+    solved = inverse.solve(sides.reshape(objective.p, -1)).require_converged().solution
+    leverages = np.einsum("id,adib->iab", part.features, solved.reshape(k, d, n, columns)) / objective.n
+    leverages = leverages[:, :, 0] if separable else leverages
+    example_weights = objective.example_weights
+    return _from_leverages(
+        objective.loss,
+        weights,
+        part,
+        leverages,
+        None if example_weights is None else example_weights[part.start : part.start + n],
+    )
 
 
 def _whole_shard(shard: Shard, state: None, rows: Rows) -> Shard:
@@ -131,7 +177,7 @@ def _from_leverages(
     shard: Shard,
     leverages: np.ndarray,
     example_weights: np.ndarray | None,
-) -> TrainInfluence:
+) -> Part:
     features, targets = shard.features, shard.targets
     logits = linear.logits(weights, features)
     residual = loss.residual(logits, targets)
@@ -150,12 +196,12 @@ def _from_leverages(
     corrected, loo_logits = linear.leave_one_out_residual(loss, weights, features, targets, leverages)
     corrected = np.where(took_part[:, None], corrected, residual)
     loo_logits = np.where(took_part[:, None], loo_logits, logits)
-    return TrainInfluence(
-        loss=loss.value(logits, targets),
-        logits=logits,
-        residual=residual,
-        corrected_residual=corrected,
-        loo_logits=loo_logits,
-        self_influence=linear.quadratic_form(residual, leverages, residual),
-        self_leave_one_out=linear.quadratic_form(residual, leverages, corrected),
-    )
+    return {
+        "loss": loss.value(logits, targets),
+        "logits": logits,
+        "residual": residual,
+        "corrected_residual": corrected,
+        "loo_logits": loo_logits,
+        "self_influence": linear.quadratic_form(residual, leverages, residual),
+        "self_leave_one_out": linear.quadratic_form(residual, leverages, corrected),
+    }

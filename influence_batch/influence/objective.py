@@ -21,7 +21,7 @@ from influence_batch.models.losses import Loss
 from influence_batch.solvers import BlockShape, SolverError
 
 # Bytes of temporaries an operation on a shard may take; rows are cut to fit.
-_WORKING_BYTES = 64 * 1024**2
+_WORKING_BYTES = 16 * 1024**2
 # Above this many bytes of factors the preconditioner is the diagonal.
 _PRECONDITIONER_BYTES = 512 * 1024**2
 
@@ -104,6 +104,14 @@ class Objective:
         return HessianOperator(self, weights)
 
 
+def hessian_shape(loss: Loss, d: int) -> BlockShape:
+    """Blocks of the Hessian of a loss on d features."""
+    k = loss.outputs
+    if loss.constant_curvature:
+        return BlockShape(1, d, k)
+    return BlockShape(k, d, 1) if loss.separable else BlockShape(1, k * d, 1)
+
+
 @dataclass(frozen=True)
 class HessianOperator:
     """The Hessian of an objective at some weights, as the solvers see it.
@@ -127,10 +135,7 @@ class HessianOperator:
 
     @property
     def block_shape(self) -> BlockShape:
-        k, d = self.objective.k, self.objective.d
-        if self.objective.loss.constant_curvature:
-            return BlockShape(1, d, k)
-        return BlockShape(k, d, 1) if self.objective.loss.separable else BlockShape(1, k * d, 1)
+        return hessian_shape(self.objective.loss, self.objective.d)
 
     @cached_property
     def _gauge(self) -> np.ndarray:
@@ -265,11 +270,12 @@ def _shard_gram(shard: Shard, state: None, rows: Rows) -> np.ndarray:
 
 def _shard_curvature(shard: Shard, state: tuple[Loss, np.ndarray], rows: Rows) -> np.ndarray:
     loss, weights = state
-    curvature = loss.curvature(linear.logits(weights, shard.features), shard.targets)
-    example_weights = rows.get("example_weights")
-    if example_weights is None:
-        return curvature.sum(axis=0)
-    return np.tensordot(example_weights, curvature, 1)
+    example_weights = rows.get("example_weights", np.ones(len(shard.features)))
+    total: Any = 0.0
+    for part in row_chunks(len(shard.features), 8.0 * loss.outputs**2):
+        curvature = loss.curvature(linear.logits(weights, shard.features[part]), shard.targets[part])
+        total = total + np.tensordot(example_weights[part], curvature, 1)
+    return np.asarray(total)
 
 
 def _shard_hessian(shard: Shard, state: tuple[Loss, np.ndarray], rows: Rows) -> np.ndarray:
@@ -317,3 +323,8 @@ def _shard_sample_product(
         vectors,
         None if example_weights is None else example_weights[inside],
     )
+
+
+def work_of_product(shard: Shard, loss: Loss, weights: np.ndarray) -> None:
+    """What one shard does in a Hessian-vector product for one vector; for measuring its time."""
+    _shard_product(shard, (loss, weights, np.ones((weights.size, 1))), {})

@@ -17,6 +17,9 @@ from scipy.linalg.blas import dsyrk
 
 from influence_batch.models.losses import Loss
 
+# Bytes of C (rows, k, k) that are formed at a time.
+_CURVATURE_BYTES = 16 * 1024**2
+
 
 def logits(weights: np.ndarray, features: np.ndarray) -> np.ndarray:
     """f (n, k) for weights (k, d) and features (n, d)."""
@@ -34,13 +37,17 @@ def gradient_sum(residual: np.ndarray, features: np.ndarray) -> np.ndarray:
     return (residual.T @ features).ravel()
 
 
+def by_feature(vectors: np.ndarray, d: int) -> np.ndarray:
+    """m parameter vectors (p, m) as a matrix (d, k m), which features (n, d) are multiplied with."""
+    p, m = vectors.shape
+    return vectors.reshape(p // d, d, m).transpose(1, 0, 2).reshape(d, -1)
+
+
 def project(vectors: np.ndarray, features: np.ndarray) -> np.ndarray:
     """Change of the logits (n, k, m) along m parameter vectors (p, m), for features (n, d)."""
     n, d = features.shape
     p, m = vectors.shape
-    k = p // d
-    by_feature = vectors.reshape(k, d, m).transpose(1, 0, 2).reshape(d, k * m)
-    return (features @ by_feature).reshape(n, k, m)
+    return (features @ by_feature(vectors, d)).reshape(n, p // d, m)
 
 
 def hessian_vector_product_sum(
@@ -91,15 +98,20 @@ def hessian_sum(
     w = np.ones(n) if example_weights is None else example_weights
     if loss.constant_curvature:
         return weighted_gram(features, w)[None]
-    curvature = loss.curvature(logits(weights, features), targets)
     if loss.separable:
+        curvature = loss.curvature(logits(weights, features), targets)
         return np.stack([weighted_gram(features, w * curvature[:, a]) for a in range(k)])
-    blocks = np.empty((k, d, k, d))
+    blocks = np.zeros((k, d, k, d))
+    step = max(1, _CURVATURE_BYTES // (8 * k * k))
+    for start in range(0, n, step):
+        part = slice(start, start + step)
+        curvature = loss.curvature(logits(weights, features[part]), targets[part])
+        for a in range(k):
+            for b in range(a, k):
+                blocks[a, :, b, :] += weighted_gram(features[part], w[part] * curvature[:, a, b])
     for a in range(k):
-        for b in range(a, k):
-            blocks[a, :, b, :] = weighted_gram(features, w * curvature[:, a, b])
-            if b > a:
-                blocks[b, :, a, :] = blocks[a, :, b, :].T
+        for b in range(a + 1, k):
+            blocks[b, :, a, :] = blocks[a, :, b, :].T
     return blocks.reshape(1, k * d, k * d)
 
 

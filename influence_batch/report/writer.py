@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
+import glob
 import json
 import os
+import platform
+import re
 import shutil
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -16,30 +19,36 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from influence_batch.errors import InputError, RunError
+from influence_batch.errors import ClusterError, InputError, RunError
+from influence_batch.execution.parts import StoreOnDisk, whole_or_nothing
 from influence_batch.report.schema import table_schema
 
 _ATTEMPTS = 100
 
 
 class RunWriter:
-    """Collects the files of one run in a hidden folder, and moves it to its place at the end.
+    """Collects the files of one run in a hidden folder, and moves them to their place at the end.
 
-    The hidden folder is not among the audit's runs, where a query over all of them would find it.
+    The folder is named after what the run is made of. A run that was killed leaves it behind, and the
+    same run started again finds in `store` what had been computed; any other run of the audit removes it.
 
     Used as a context: unless `commit` was called, leaving it removes what was written, and folders
-    that were made for it.
+    that were made for it, except where the run was interrupted and could be taken up again.
 
     Args:
         reports: folder of all audits' reports.
         name: of the audit.
         id_type, label_type: of the user's columns.
+        key: 16 hexadecimal digits of config, data and code.
 
     Raises:
         InputError: the folder cannot be written.
+        RunError: another run of the audit is at work in it.
     """
 
-    def __init__(self, reports: Path, name: str, id_type: pa.DataType, label_type: pa.DataType) -> None:
+    def __init__(
+        self, reports: Path, name: str, id_type: pa.DataType, label_type: pa.DataType, key: str
+    ) -> None:
         self._audit = reports / name
         self._types = (id_type, label_type)
         self._made = _missing_parents(self._audit)
@@ -47,8 +56,15 @@ class RunWriter:
         self.started = datetime.now(UTC)
         try:
             self._audit.mkdir(parents=True, exist_ok=True)
-            self._folder = Path(tempfile.mkdtemp(prefix=f".unfinished-{name}-", dir=reports))
-            self._folder.chmod(0o755)
+            self._lock = Lock(reports / f".unfinished-{name}.lock", name)
+            try:
+                self._folder = _folder_of_run(reports, name, key)
+                self._report = self._folder / "report"
+                self._report.mkdir(exist_ok=True)
+                self.store = StoreOnDisk(self._folder / "parts")
+            except OSError:
+                self._lock.release()
+                raise
         except OSError as error:
             self._remove_made()
             raise InputError(
@@ -62,12 +78,24 @@ class RunWriter:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.discard()
+        # Bad input and failed numerics fail again; what came from outside may be over the next time.
+        final = isinstance(value, (InputError, RunError)) and not isinstance(value, ClusterError)
+        if kind is None or final:
+            self.discard()
+        else:
+            self.close()
+
+    def close(self) -> None:
+        """Leave what was written for a run that takes this one up; nothing where there is nothing."""
+        if not any(path.is_file() for path in self._folder.rglob("*")):
+            self.discard()
+        self._lock.release()
 
     def discard(self) -> None:
         """Remove what was written, unless it was committed."""
         if self.run_dir is None:
             shutil.rmtree(self._folder, ignore_errors=True)
+            self._lock.release()
             self._remove_made()
 
     def write_table(self, table: str, columns: Mapping[str, Any], part: int | None = None) -> None:
@@ -78,15 +106,25 @@ class RunWriter:
             columns: arrays by column name, all of the table's; NaN in a float column is written as null.
             part: number of the part.
         """
+        self.write_blocks(table, [columns], part)
+
+    def write_blocks(self, table: str, blocks: Iterable[Mapping[str, Any]], part: int | None = None) -> None:
+        """The same from blocks of rows, one after the other."""
         schema = table_schema(table, *self._types)
-        arrays = [_array(columns[field.name], field.type) for field in schema]
-        path = self._folder / (f"{table}.parquet" if part is None else f"{table}/part-{part:05d}.parquet")
+        path = self._report / (f"{table}.parquet" if part is None else f"{table}/part-{part:05d}.parquet")
         path.parent.mkdir(exist_ok=True)
-        pq.write_table(pa.table(arrays, schema=schema), path, compression="zstd")
+
+        def write(temporary: Path) -> None:
+            with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
+                for columns in blocks:
+                    arrays = [_array(columns[field.name], field.type) for field in schema]
+                    writer.write_table(pa.table(arrays, schema=schema))
+
+        whole_or_nothing(path, write)
 
     def write_arrays(self, name: str, arrays: Mapping[str, Any]) -> None:
         """Write numeric arrays as an .npz file."""
-        np.savez(self._folder / name, **arrays)
+        np.savez(self._report / name, **arrays)
 
     def commit(self, run: Mapping[str, Any]) -> Path:
         """Write run.json and give the run its place.
@@ -101,17 +139,19 @@ class RunWriter:
         for attempt in range(_ATTEMPTS):
             run_id = stamp if attempt == 0 else f"{stamp}-{attempt}"
             content = json.dumps({"run_id": run_id, **run}, indent=2, default=str, allow_nan=False)
-            (self._folder / "run.json").write_text(content + "\n", encoding="utf-8")
-            _flush(self._folder)
+            (self._report / "run.json").write_text(content + "\n", encoding="utf-8")
+            _flush(self._report)
             place = self._audit / f"run_id={run_id}"
             try:
                 # rename() replaces an empty folder but no other: two runs cannot take one place.
-                os.rename(self._folder, place)
+                os.rename(self._report, place)
             except OSError:
                 if place.exists():
                     continue
                 raise
             self.run_dir = place
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._lock.release()
             return place
         raise RunError(f"{self._audit} already holds {_ATTEMPTS} runs of {stamp}; start again")
 
@@ -121,6 +161,58 @@ class RunWriter:
                 folder.rmdir()
             except OSError:
                 return
+
+
+class Lock:
+    """A file that one process at a time holds; the system lets go of it when the process ends.
+
+    Raises:
+        RunError: another process holds it.
+    """
+
+    def __init__(self, path: Path, name: str) -> None:
+        self._path = path
+        while True:
+            stream = path.open("a+")
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                stream.seek(0)
+                holder = stream.read().strip() or "a process that has just started"
+                stream.close()
+                raise RunError(
+                    f"another run of the audit {name} is at work in {path.parent} ({holder}); wait for its "
+                    "end, or give this one another `name` or another folder with --reports"
+                ) from None
+            # A file that its last holder has removed meanwhile locks nobody out.
+            if path.exists() and os.path.samestat(os.fstat(stream.fileno()), path.stat()):
+                break
+            stream.close()
+        stream.truncate(0)
+        stream.write(
+            f"process {os.getpid()} on {platform.node()}, since {datetime.now(UTC):%Y-%m-%d %H:%M:%SZ}"
+        )
+        stream.flush()
+        self._stream = stream
+
+    def release(self) -> None:
+        """Let go, and remove the file."""
+        if not self._stream.closed:
+            self._path.unlink(missing_ok=True)
+            self._stream.close()
+
+
+def _folder_of_run(reports: Path, name: str, key: str) -> Path:
+    """The folder of an unfinished run; those of other runs of the audit are removed.
+
+    To be called by the holder of the audit's lock, so that none of them is in use.
+    """
+    mine = reports / f".unfinished-{name}-{key}"
+    for folder in reports.glob(f".unfinished-{glob.escape(name)}-*"):
+        if folder != mine and re.fullmatch(r"[0-9a-f]{16}", folder.name[len(f".unfinished-{name}-") :]):
+            shutil.rmtree(folder, ignore_errors=True)
+    mine.mkdir(exist_ok=True)
+    return mine
 
 
 def _missing_parents(folder: Path) -> list[Path]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+
+import numpy as np
 
 from influence_batch.config import CgSolver, LissaSolver, SolverConfig
 from influence_batch.errors import RunError
@@ -13,7 +16,6 @@ from influence_batch.solvers.operator import BlockShape, InverseHessian, Operato
 
 # Iterations of preconditioned CG that a plan counts on for one right-hand side.
 _CG_ITERATIONS = 60.0
-_DENSE_COPIES = 2  # the Hessian with its factor, and its inverse
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,7 @@ class Choice:
     """A solver by name, the reason in words, and what the plan counted.
 
     Attributes:
-        dense_bytes: of the Hessian with its factor, and of its inverse.
+        dense_bytes: of all p by p matrices at a time, in all processes.
         direct_flops: assembly, factor, inverse and all solves.
         cg_flops: the same solves by CG.
     """
@@ -34,7 +36,15 @@ class Choice:
 
 
 def choose(
-    kind: str, shape: BlockShape, *, n: int, d: int, k: int, test_points: int, memory: float
+    kind: str,
+    shape: BlockShape,
+    *,
+    n: int,
+    d: int,
+    k: int,
+    test_points: int,
+    memory: float,
+    copies: float = 2.0,
 ) -> Choice:
     """Plan the solves of an audit.
 
@@ -44,17 +54,18 @@ def choose(
         n, d, k: training examples, features, logits.
         test_points: right-hand sides beside those of the leverages.
         memory: bytes that the dense matrices may take.
+        copies: of the Hessian that there are at a time: with its factor, and its inverse; more on workers.
 
     Raises:
         RunError: `direct` was asked for and does not fit.
     """
-    blocks, size, copies = shape
-    dense = 8.0 * _DENSE_COPIES * blocks * size**2
-    pairs = blocks if blocks * copies == k else k * (k + 1) / 2
+    blocks, size, outputs = shape
+    dense = 8.0 * copies * blocks * size**2
+    pairs = blocks if blocks * outputs == k else k * (k + 1) / 2
     factor = blocks * size**3
-    direct = n * d**2 * pairs + factor + 2.0 * copies * blocks * size**2 * test_points
-    inverse_fits = dense / _DENSE_COPIES <= memory
-    leverage_sides = min(size, n * (1 if blocks * copies == k else k)) if inverse_fits else n * k
+    direct = n * d**2 * pairs + factor + 2.0 * outputs * blocks * size**2 * test_points
+    inverse_fits = dense <= memory
+    leverage_sides = min(size, n * (1 if blocks * outputs == k else k)) if inverse_fits else n * k
     cg = (leverage_sides + test_points) * _CG_ITERATIONS * 4.0 * n * d * k
     facts = f"dense matrices of {dense / 2**20:.0f} MiB within {memory / 2**20:.0f} MiB"
     if kind == "direct" and dense > memory:
@@ -71,14 +82,23 @@ def choose(
     return Choice("direct", f"{facts}; {direct:.2g} flops against {cg:.2g} for cg", dense, direct, cg)
 
 
-def make_solver(kind: str, operator: Operator, config: SolverConfig, seed: int) -> InverseHessian:
+def make_solver(
+    kind: str,
+    operator: Operator,
+    config: SolverConfig,
+    seed: int,
+    dense_blocks: Callable[[], np.ndarray] | None = None,
+) -> InverseHessian:
     """The solver of a choice, with the options of its config section.
+
+    Args:
+        dense_blocks: gives the operator's dense blocks, where they may be known already.
 
     Raises:
         SolverError: the direct solver finds H not positive definite.
     """
     if kind == "direct":
-        return Direct(operator, config.rtol)
+        return Direct(operator, config.rtol, None if dense_blocks is None else dense_blocks())
     if isinstance(config, LissaSolver):
         return Lissa(
             operator,

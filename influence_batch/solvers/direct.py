@@ -20,16 +20,19 @@ class Direct:
     Factor and Hessian share one array: the factor has the lower triangle with the diagonal, the
     Hessian's upper triangle stays above it, and its diagonal is kept beside.
 
+    Args:
+        blocks: the operator's dense blocks where they are there already; they are overwritten.
+
     Raises:
         SolverError: where H is not positive definite.
     """
 
     name = "direct"
 
-    def __init__(self, operator: Operator, rtol: float = 1e-8) -> None:
+    def __init__(self, operator: Operator, rtol: float = 1e-8, blocks: np.ndarray | None = None) -> None:
         self._rtol = rtol
         self._copies = operator.block_shape.copies
-        blocks = operator.dense_blocks()
+        blocks = operator.dense_blocks() if blocks is None else blocks
         self._shape = blocks.shape
         self._diagonals = np.array([block.diagonal() for block in blocks])
         # The sum over a row is finite only if every entry is.

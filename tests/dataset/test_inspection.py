@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from influence_batch.dataset import Inspection, inspect, open_dataset
-from influence_batch.dataset.inspection import check_test_labels, find_classes
+from influence_batch.dataset.inspection import check_test_labels, count_labels, find_classes
 from influence_batch.errors import InputError
 
 
@@ -268,11 +268,15 @@ class TestClasses:
     )
     def test_refusals(self, labels: list[Any], message: str) -> None:
         with pytest.raises(InputError) as caught:
-            find_classes(pa.array(labels), "train", "y")
+            find_classes(count_labels([pa.array(labels)]), "train", "y")
         assert str(caught.value) == f"train.label: column y {message}"
 
     def test_sorted(self) -> None:
-        assert find_classes(pa.array(["b", "c", "a", "a", "b", "c"]), "train", "y") == ("a", "b", "c")
+        assert find_classes(count_labels([pa.array(["b", "c", "a", "a", "b", "c"])]), "train", "y") == (
+            "a",
+            "b",
+            "c",
+        )
 
     def test_labels_that_only_the_test_set_has(self) -> None:
         check_test_labels(pa.array([1.0, 2.0]), (1, 2, 3), "y")

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from influence_batch.dataset import Dataset, inspect, open_dataset, plan_shards
 from influence_batch.dataset.files import ParquetFileInfo
-from influence_batch.dataset.inspection import find_classes
+from influence_batch.dataset.inspection import count_labels, find_classes
 from influence_batch.dataset.shards import ShardRef, read_rows
 from influence_batch.errors import InputError
 
@@ -28,7 +28,7 @@ def open_train(path: Path, shard_rows: int | None = None, **options: Any) -> Dat
 
 
 def features_of(dataset: Dataset) -> np.ndarray:
-    return np.concatenate([raw.features for raw in dataset.iterate_raw()])
+    return np.concatenate([dataset.load_raw(i).features for i in range(dataset.n_shards)])
 
 
 def with_values(path: Path, values: pa.Array | pa.ChunkedArray, **options: Any) -> Path:
@@ -133,12 +133,18 @@ class TestAnyLayout:
 
         dataset = open_train(folder / "part-*.parquet", shard_rows)
         inspection = inspect(dataset)
-        dataset = dataset.having(classes=find_classes(inspection.labels, "train", "label"), intercept=True)
+        dataset = dataset.having(
+            classes=find_classes(count_labels([inspection.labels]), "train", "label"), intercept=True
+        )
         shards = [dataset.load(index) for index in range(dataset.n_shards)]
         assert [shard.start for shard in shards] == [dataset.bounds(i)[0] for i in range(dataset.n_shards)]
         assert [len(shard.targets) for shard in shards] == [ref.rows for ref in dataset.refs]
         features = np.concatenate([shard.features for shard in shards])
         np.testing.assert_array_equal(features, np.column_stack([expected, np.ones(n)]))
+        compact = dataset.having(compact=True)
+        opened = [compact.open(compact.load(index)) for index in range(dataset.n_shards)]
+        np.testing.assert_array_equal(np.concatenate([shard.features for shard in opened]), features)
+        assert np.concatenate([shard.targets for shard in opened]).dtype == np.int64
         targets = np.concatenate([shard.targets for shard in shards])
         assert targets.dtype == np.int64
         np.testing.assert_array_equal(targets, (frame["label"] == "dog").astype(int))
@@ -164,7 +170,7 @@ class TestNothingReadsTheWholeFile:
         raw = dataset.load_raw(3)
         start, stop = dataset.bounds(3)
         np.testing.assert_array_equal(raw.features[:, 0], np.arange(start, stop) * 0.5)
-        assert raw.ids.to_pylist() == list(range(start, stop))
+        assert dataset.load_ids(3).to_pylist() == list(range(start, stop))
 
     def test_only_the_row_groups_of_a_shard_are_read(self, tmp_path: Path) -> None:
         """The pages of all others are made unreadable."""
@@ -289,7 +295,7 @@ class TestNumbers:
         self, tmp_path: Path, column: pa.Array, expected: list[float]
     ) -> None:
         features = features_of(open_train(with_values(tmp_path / "t.parquet", column)))
-        assert features.dtype == np.float64
+        assert features.dtype in (np.float32, np.float64)
         np.testing.assert_array_equal(features[:, 0], expected)
 
 
@@ -315,7 +321,7 @@ class TestLabels:
     def test_classes_and_codes(self, tmp_path: Path, labels: pa.Array, classes: tuple[Any, ...]) -> None:
         dataset, read = self.dataset(tmp_path / "t.parquet", labels)
         assert read.to_pylist() == labels.to_pylist()
-        assert find_classes(read, "train", "label") == classes
+        assert find_classes(count_labels([read]), "train", "label") == classes
         codes = dataset.having(classes=classes).encode(read)
         assert codes.tolist() == [classes.index(label) for label in labels.to_pylist()]
         assert (
@@ -325,7 +331,7 @@ class TestLabels:
     def test_unused_categories_are_no_classes(self, tmp_path: Path) -> None:
         labels = pd.Categorical(["n", "y", "n", "y", "n"], categories=["z", "y", "m", "n"], ordered=True)
         dataset, read = self.dataset(tmp_path / "t.parquet", labels)
-        assert find_classes(read, "train", "label") == ("n", "y")
+        assert find_classes(count_labels([read]), "train", "label") == ("n", "y")
         assert dataset.having(classes=("n", "y")).encode(read).tolist() == [0, 1, 0, 1, 0]
 
     def test_codes_are_trains_whatever_the_type_of_the_test_set(self, tmp_path: Path) -> None:

@@ -1,0 +1,92 @@
+"""How long a plan will take on this machine, from work on one shard of its own data."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from influence_batch.config import AuditConfig
+from influence_batch.dataset import Dataset
+from influence_batch.dataset.inspection import inspect
+from influence_batch.dataset.shards import Shard
+from influence_batch.influence.cross import work_of_cross_influence
+from influence_batch.influence.objective import work_of_product
+from influence_batch.models import linear
+from influence_batch.plan import Plan
+
+# Rows of the shard that are worked on, and the least time that a measurement takes.
+_ROWS, _SECONDS = 4000, 0.1
+_TEST_POINTS = 64
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Seconds of one process, with all threads of its BLAS.
+
+    Attributes:
+        check: of one row read and checked.
+        read: of one row read and opened.
+        product: of one row in a Hessian-vector product for one vector.
+        flop: of one operation in a product of matrices.
+        pair: of one row and one test point in cross-influence.
+    """
+
+    check: float
+    read: float
+    product: float
+    flop: float
+    pair: float
+
+
+def calibrate(config: AuditConfig, plan: Plan, train: Dataset) -> Rates:
+    """Measure for about a second."""
+    dataset = replace(train.having(classes=plan.classes), refs=train.refs[:1])
+    rows = dataset.n_rows
+    check = _seconds(lambda: inspect(dataset)) / rows
+    read = _seconds(lambda: dataset.open(dataset.load(0))) / rows
+    loss, d, k = plan.sizes.loss, plan.sizes.d, plan.sizes.k
+    targets = dataset.open(dataset.load(0)).targets[:_ROWS]
+    random = np.random.default_rng(0)
+    # The features that the steps will make are not known yet; their number is.
+    shard = Shard(0, random.standard_normal((len(targets), d)), targets)
+    weights = 0.1 * random.standard_normal((k, d))
+    n = len(targets)
+    product = _seconds(lambda: work_of_product(shard, loss, weights)) / n
+    flop = _seconds(lambda: linear.weighted_gram(shard.features, np.ones(n))) / (n * d**2)
+    pair = _seconds(
+        lambda: work_of_cross_influence(shard, loss, weights, _TEST_POINTS, config.influence.top_k)
+    ) / (n * _TEST_POINTS)
+    return Rates(check, read, product, flop, pair)
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    """Of one call, the first not counted: it warms caches up."""
+    work()
+    calls, start = 0, time.perf_counter()
+    while (spent := time.perf_counter() - start) < _SECONDS or calls == 0:
+        work()
+        calls += 1
+    return spent / calls
+
+
+def estimate_seconds(plan: Plan, rates: Rates) -> dict[str, float]:
+    """Seconds by stage, on cores like this machine's and no others at work."""
+    n, m = plan.sizes.n, plan.sizes.m
+    again = (1.0 - plan.kept_share) * rates.read
+    seconds = {}
+    for stage in plan.stages:
+        reading = stage.passes * n * again
+        if stage.name == "read":
+            seconds[stage.name] = n * rates.check
+        elif stage.name == "fit":
+            seconds[stage.name] = n * rates.read + stage.passes * n * rates.product + reading
+        elif stage.name == "cross_influence":
+            seconds[stage.name] = n * m * rates.pair + reading
+        elif stage.name == "detection":
+            seconds[stage.name] = 0.5 * seconds["fit"] + seconds["influence"]
+        else:
+            seconds[stage.name] = stage.flops * rates.flop + reading
+    return seconds

@@ -1,0 +1,280 @@
+"""What an audit will take, before any work: sizes, solver, flops, memory, disk, time.
+
+The audit takes its decisions (solver, size of blocks, how much of the data stays in memory) from the same
+plan that `influence-batch plan` prints.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from influence_batch.config import AuditConfig
+from influence_batch.dataset import Dataset
+from influence_batch.errors import InputError
+from influence_batch.influence.objective import hessian_shape
+from influence_batch.models import Loss, make_loss
+from influence_batch.solvers.choice import Choice, choose
+
+# A part of memory_limit stays free for what allocators keep and Parquet's decoder holds.
+_USABLE = 0.85
+# One shard, opened, is at most this share of memory_limit for each map function that runs, and this size.
+_SHARD_SHARE = 1 / 40
+_SHARD_BYTES = 64 * 1024**2
+# What an opened shard takes with the form it is kept in and the copies that products make of it.
+_SHARD_COPIES = 5.0
+# Temporaries of a map function; see `row_chunks`.
+_WORKING = 32 * 1024**2
+# Vectors of n that are held at a time: hashes, probabilities, doubts, ranks.
+_ROW_BYTES = 64.0
+# A reader, a fit of the noise matrix: what does not depend on the data.
+_BASE = 24 * 1024**2
+# Arrays (p, test points of a block) in the flow's process, and in each map function.
+_BLOCK_COPIES, _BLOCK_COPIES_A_SLOT = 6.0, 3.0
+_BLOCK_SHARE = 0.1
+# Smaller blocks lose less when a run is killed; larger ones make fewer passes.
+_MOST_TEST_POINTS_A_BLOCK = 256
+# Passes that the fit of a model takes, about, and the sum of its Newton systems.
+_FIT_PASSES, _NEWTON_ITERATIONS = 120, 8
+# Slots that are planned for where a cluster's size is not in the config.
+_UNKNOWN_SLOTS = 4
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """n, d (with the intercept's column), k, m, and whether logits interact."""
+
+    n: int
+    d: int
+    k: int
+    m: int
+    loss: Loss
+
+    @property
+    def p(self) -> int:
+        return self.k * self.d
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What one stage takes.
+
+    Attributes:
+        name: as in run.json's `seconds`.
+        flops: of matrix products.
+        passes: over the training set.
+        memory: bytes in all processes together, beside the shards that are kept.
+    """
+
+    name: str
+    flops: float
+    passes: float
+    memory: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What an audit will do and take.
+
+    Attributes:
+        sizes: of the problem.
+        classes: of train, None for regression.
+        slots: map functions that run at a time.
+        shards, shard_rows: how train is cut.
+        choice: the solver, and why.
+        dense_bytes: that the inverse Hessian may take, 0 where it is not formed.
+        block: test points that are solved together.
+        cache_bytes: of shards that stay in memory, all processes together.
+        data_bytes: of all shards in the form in which they are kept.
+        compact: whether they are kept as the files have them.
+        stages: in order.
+        disk_bytes: of the parts and the report.
+        limit: memory_limit.
+    """
+
+    sizes: Sizes
+    classes: tuple[Any, ...] | None
+    slots: int
+    shards: int
+    shard_rows: int
+    choice: Choice
+    dense_bytes: float
+    block: int
+    cache_bytes: int
+    data_bytes: float
+    compact: bool
+    stages: tuple[Stage, ...]
+    disk_bytes: float
+    limit: int
+
+    @property
+    def kept_share(self) -> float:
+        """Of the training set that stays in memory from pass to pass."""
+        return min(1.0, self.cache_bytes / self.data_bytes) if self.data_bytes else 1.0
+
+    def describe(self, seconds: Mapping[str, float]) -> dict[str, Any]:
+        """The object that `influence-batch plan --json` prints.
+
+        Args:
+            seconds: estimated, by name of the stage.
+        """
+        return {
+            "rows": self.sizes.n,
+            "features": self.sizes.d,
+            "outputs": self.sizes.k,
+            "parameters": self.sizes.p,
+            "test_points": self.sizes.m,
+            "shards": self.shards,
+            "shard_rows": self.shard_rows,
+            "block": self.block,
+            "slots": self.slots,
+            "solver": self.choice.kind,
+            "reason": self.choice.reason,
+            "memory_limit": self.limit,
+            "data_bytes": int(self.data_bytes),
+            "kept_share": round(self.kept_share, 4),
+            "disk_bytes": int(self.disk_bytes),
+            "stages": [
+                {
+                    "name": stage.name,
+                    "flops": stage.flops,
+                    "passes": stage.passes,
+                    "memory_bytes": int(stage.memory + min(self.cache_bytes, self.data_bytes)),
+                    "seconds": round(seconds[stage.name], 2),
+                }
+                for stage in self.stages
+            ],
+        }
+
+
+def planned_slots(cluster: Any) -> int:
+    """Map functions that run at a time, as far as the config tells."""
+    if cluster.kind == "none":
+        return 1
+    if cluster.kind == "local":
+        workers = os.cpu_count() or 1 if cluster.workers == "auto" else cluster.workers
+        return int(workers * cluster.threads_per_worker)
+    if cluster.kind == "class" and cluster.scale is not None:
+        return int(cluster.scale)
+    if cluster.kind == "class" and cluster.adapt is not None:
+        return int(cluster.adapt.maximum)
+    return _UNKNOWN_SLOTS
+
+
+def model_width(config: AuditConfig, width: int) -> tuple[int, int]:
+    """Features of the model, with the intercept's column, and the most that any step makes."""
+    widths = [width]
+    for step in config.model.features:
+        widths.append(getattr(step, "components", widths[-1]))
+    return widths[-1] + config.model.intercept, max(widths) + config.model.intercept
+
+
+def shard_bytes(config: AuditConfig) -> float:
+    """Bytes of one opened shard."""
+    slots = planned_slots(config.cluster)
+    return min(_SHARD_BYTES, _SHARD_SHARE * config.memory_limit / slots)
+
+
+def make_plan(config: AuditConfig, train: Dataset, n_test: int, classes: tuple[Any, ...] | None) -> Plan:
+    """Plan an audit.
+
+    Args:
+        train: as opened, no steps fitted.
+        n_test: rows of the test set, 0 where there is none.
+        classes: of train, None for regression.
+
+    Raises:
+        InputError: memory_limit is too small for any way of doing it.
+        RunError: too small for the solver that the config asks for.
+    """
+    loss = make_loss(config.model.kind, None if classes is None else len(classes), config.model.temperature)
+    d, widest = model_width(config, train.width)
+    n = train.n_rows
+    sizes = Sizes(n, d, loss.outputs, n_test or min(config.influence.test_sample, n), loss)
+    slots = planned_slots(config.cluster)
+    limit = int(config.memory_limit)
+    usable = _USABLE * limit
+    rows = max(ref.rows for ref in train.refs)
+    slot = _SHARD_COPIES * 8.0 * rows * widest + _WORKING
+    column = 8.0 * sizes.p * (_BLOCK_COPIES + slots * _BLOCK_COPIES_A_SLOT)
+    block = int(min(max(_BLOCK_SHARE * limit / column, 1), _MOST_TEST_POINTS_A_BLOCK, sizes.m))
+    fixed = _BASE + _ROW_BYTES * n + slots * slot + block * column
+    if fixed > usable:
+        raise InputError(
+            f"memory_limit: found {_size(limit)}; this audit takes at least {_size(fixed / _USABLE)}: "
+            f"{_size(_ROW_BYTES * n)} for {n} rows, {_size(slots * slot)} for shards of {rows} rows at "
+            f"{slots} {'place' if slots == 1 else 'places'} at a time, {_size(block * column)} for "
+            f"{sizes.p} parameters. Raise memory_limit"
+            + (", lower shard_rows" if config.shard_rows else "")
+            + (", take fewer workers" if slots > 1 else "")
+            + (", or a step with fewer components" if sizes.d > train.width + 1 else "")
+        )
+    # The sum and what is added to it; later the factor and the inverse. On workers the same again,
+    # and what is on its way.
+    copies = 2.0 if config.cluster.kind == "none" else 3.0 + 2.0 * slots
+    shape = hessian_shape(loss, d)
+    one = 8.0 * shape.blocks * shape.size**2
+    choice = choose(
+        config.solver.kind,
+        shape,
+        n=n,
+        d=d,
+        k=sizes.k,
+        test_points=sizes.m,
+        memory=usable - fixed,
+        copies=copies,
+    )
+    inverse = one if copies * one <= usable - fixed else 0.0
+    dense = copies * one if choice.kind == "direct" or inverse else 0.0
+    cache = max(0, int(usable - fixed - dense))
+    opened = 8.0 * n * d
+    compact = opened > cache
+    # A compact shard is kept as it is behind the last step that is work to redo.
+    redone = any(hasattr(step, "components") for step in config.model.features)
+    kept_width = d - config.model.intercept if compact else d
+    narrow = compact and train.float32 and not redone
+    stages = tuple(_stages(sizes, choice, block, inverse, fixed, dense))
+    parts = n * (8.0 * (4 * sizes.k + 12)) * 2 + 2 * dense + 400.0 * sizes.m * config.influence.top_k
+    return Plan(
+        sizes=sizes,
+        classes=classes,
+        slots=slots,
+        shards=train.n_shards,
+        shard_rows=rows,
+        choice=choice,
+        dense_bytes=inverse,
+        block=block,
+        cache_bytes=cache,
+        data_bytes=(4.0 if narrow else 8.0) * n * kept_width,
+        compact=compact,
+        stages=stages,
+        disk_bytes=parts,
+        limit=limit,
+    )
+
+
+def _stages(
+    sizes: Sizes, choice: Choice, block: int, inverse: float, fixed: float, dense: float
+) -> Iterator[Stage]:
+    n, d, k, m = sizes.n, sizes.d, sizes.k, sizes.m
+    one_pass = 4.0 * n * d * k
+    pairs = k * (k + 1) / 2 if not sizes.loss.separable else 1 if sizes.loss.constant_curvature else k
+    fit_flops = _FIT_PASSES * one_pass
+    leverages = 2.0 * n * d**2 * pairs + (30.0 * n * k**3 if not sizes.loss.separable else 0.0)
+    solves = (choice.direct_flops if choice.kind == "direct" else choice.cg_flops) + leverages
+    row_memory = fixed - block * 8.0 * sizes.p
+    yield Stage("read", 0.0, 1, row_memory)
+    yield Stage("fit", fit_flops, _FIT_PASSES, row_memory)
+    influence_passes = 2.0 if choice.kind == "direct" or inverse else float(n * k)
+    yield Stage("influence", solves, influence_passes, row_memory + dense)
+    # Beside the product, what is done with each of its n k m numbers.
+    cross = 2.0 * n * sizes.p * m + 60.0 * n * k * m
+    yield Stage("cross_influence", cross, -(-m // block), fixed + dense)
+    yield Stage("detection", 0.5 * fit_flops + solves, _FIT_PASSES / 2 + influence_passes, fixed + dense)
+    yield Stage("report", 0.0, 0, _ROW_BYTES * n)
+
+
+def _size(size: float) -> str:
+    return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"

@@ -1,0 +1,32 @@
+"""A solver that is made when it is first used."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+
+import numpy as np
+
+from influence_batch.solvers.operator import InverseHessian
+from influence_batch.solvers.result import SolveResult
+
+
+class Deferred:
+    """H^-1 by the solver that `make` gives, which can be much work to set up."""
+
+    def __init__(self, make: Callable[[], InverseHessian]) -> None:
+        self._make = make
+
+    @cached_property
+    def _inverse(self) -> InverseHessian:
+        return self._make()
+
+    @property
+    def name(self) -> str:
+        return self._inverse.name
+
+    def solve(self, right_hand_sides: np.ndarray) -> SolveResult:
+        return self._inverse.solve(right_hand_sides)
+
+    def inverse_blocks(self) -> np.ndarray:
+        return self._inverse.inverse_blocks()
