@@ -95,7 +95,9 @@ def _local(cluster: LocalCluster, worker_memory: int | None) -> Iterator[Any]:
                 silence_logs=logging.CRITICAL,
             )
 
-        with _started(start, "local workers", "free memory or ports, or set fewer cluster.workers") as client:
+        remedy = "free memory or ports, or set fewer cluster.workers"
+        # On one machine this process reaches its workers: results need not go through the scheduler.
+        with _started(start, "local workers", remedy, direct_to_workers=True) as client:
             yield client
 
 
@@ -166,7 +168,7 @@ def _unexpected_argument(error: BaseException | None) -> str | None:
 
 
 @contextmanager
-def _started(start: Callable[[], Any], what: str, remedy: str) -> Iterator[Any]:
+def _started(start: Callable[[], Any], what: str, remedy: str, **options: Any) -> Iterator[Any]:
     """A client of a cluster that is closed in the end."""
     from distributed import Client
 
@@ -178,7 +180,7 @@ def _started(start: Callable[[], Any], what: str, remedy: str) -> Iterator[Any]:
         raise RunError(f"cluster: {what} cannot be started ({_first_line(error)}); {remedy}") from None
     try:
         try:
-            client = _client(Client, cluster)
+            client = _client(Client, cluster, **options)
         except Exception as error:
             raise RunError(
                 f"cluster: {what} started, but cannot be connected to ({_first_line(error)}); {remedy}"

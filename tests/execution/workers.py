@@ -123,10 +123,9 @@ def refuse(shard: Shard, state: Exception, rows: Rows) -> None:
     raise state
 
 
-def nothing() -> None:
+def empty() -> None:
     return None
 
 
-def kept_state(shard: Shard, state: dict[str, Any], rows: Rows) -> int:
-    """Number of bytes of the arrays in a state."""
-    return sum(value.nbytes for value in state.values())
+def echo(shard: Shard, state: np.ndarray, rows: Rows) -> np.ndarray:
+    return state
