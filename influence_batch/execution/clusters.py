@@ -22,7 +22,7 @@ _LOCAL_TIMEOUT = 60.0
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 _QUIET = {"DASK_DISTRIBUTED__LOGGING__DISTRIBUTED": "critical"}
 # What a nanny sets in this process when it starts a worker, beside the above.
-_LEFT_BY_NANNIES = ("MALLOC_TRIM_THRESHOLD_", "PYTHONHASHSEED")
+_LEFT_BY_NANNIES = ("MALLOC_TRIM_THRESHOLD_", "PYTHONHASHSEED", "__DASK_PARENT_PID")
 
 
 @contextmanager
@@ -44,24 +44,32 @@ def open_executor(
         yield InProcessExecutor(cache_bytes)
         return
     from influence_batch.execution.on_dask import DaskExecutor
-    from influence_batch.execution.versions import check_versions
+    from influence_batch.execution.versions import check_scheduler, check_workers
 
     with ExitStack() as stack:
         stack.enter_context(_quiet())
         if isinstance(cluster, LocalCluster):
             client, timeout = stack.enter_context(_local(cluster, worker_memory)), _LOCAL_TIMEOUT
-            where = "the workers on this machine"
+            where, remedy = "this machine", "see whether it has memory and processes left"
         elif isinstance(cluster, ClusterAddress):
             client, timeout = stack.enter_context(_connected(cluster)), cluster.timeout
             where = f"the scheduler {cluster.address}"
+            remedy = "start workers, or set a longer cluster.timeout"
         else:
             client, timeout = stack.enter_context(_of_class(cluster)), cluster.timeout
-            where = f"the cluster {cluster.class_path}"
-        _wait_for_worker(client, timeout, where)
-        check_versions(client)
-        yield DaskExecutor(
-            client, cache_bytes, timeout=timeout, check=lambda workers: check_versions(client, workers)
+            where = f"the cluster of {cluster.class_path}"
+            remedy = (
+                "see what became of its jobs and whether cluster.kwargs are right, or set a longer "
+                "cluster.timeout where they wait in a queue"
+            )
+        _wait_for_worker(client, timeout, where, remedy)
+        check_scheduler(client)
+        executor = DaskExecutor(
+            client, cache_bytes, timeout=timeout, check=lambda workers: check_workers(client, workers)
         )
+        # The first look at the workers: what does not fit is refused before anything is sent.
+        _logger.info("cluster: %d worker threads", executor.slots)
+        yield executor
 
 
 @contextmanager
@@ -218,14 +226,11 @@ def _client(make: Callable[..., Any], where: Any, **options: Any) -> Any:
         return make(where, set_as_default=False, **options)
 
 
-def _wait_for_worker(client: Any, timeout: float, where: str) -> None:
+def _wait_for_worker(client: Any, timeout: float, where: str, remedy: str) -> None:
     try:
         client.wait_for_workers(1, timeout=timeout)
     except TimeoutError:
-        raise RunError(
-            f"cluster: {where} has no worker after {timeout:g} s; start workers, or set a longer "
-            "cluster.timeout where they wait in a queue"
-        ) from None
+        raise RunError(f"cluster: {where} has no worker after {timeout:g} s; {remedy}") from None
     except Exception as error:
         raise RunError(
             f"cluster: the connection to {where} was lost while its workers were waited for "
@@ -269,17 +274,23 @@ def _quiet() -> Iterator[None]:
     loggers = [
         logging.getLogger(name)
         for name in list(logging.root.manager.loggerDict)
-        if name == "distributed" or name.startswith("distributed.")
+        if name.split(".")[0] in ("distributed", "tornado")
     ]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         if logger.name == "distributed" or logger.level != logging.NOTSET:
             logger.setLevel(logging.CRITICAL)
+    logging.getLogger("asyncio").addFilter(_not_of_dask)
     try:
         yield
     finally:
+        logging.getLogger("asyncio").removeFilter(_not_of_dask)
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+
+def _not_of_dask(record: logging.LogRecord) -> bool:
+    return "distributed" not in record.getMessage()
 
 
 def _first_line(error: BaseException) -> str:

@@ -130,6 +130,8 @@ class DaskExecutor:
     ) -> T:
         if source.n_shards == 0:
             return reduction.empty()
+        # Before anything is sent: Dask may send it to any worker, so each must be known to fit.
+        self._settled()
         parts = self._placed(source)
         sent = self._sent(state)
         futures: list[Future] = []
@@ -184,11 +186,12 @@ class DaskExecutor:
         ready: queue.SimpleQueue[Future] = queue.SimpleQueue()
         flight: dict[str, _Task] = {}
         queues: list[_Queue] = []
-        version, looked = -1, 0.0
+        version, looked = -1, time.monotonic()
+        self._settled()
         sent = self._sent(state)
         try:
             while wanted or flight:
-                if version != self._version or time.monotonic() - looked > _POLL:
+                if time.monotonic() - looked > _POLL:
                     self._settled()
                     looked = time.monotonic()
                 if version != self._version:
@@ -259,7 +262,8 @@ class DaskExecutor:
         ]
 
     def _runs(self, source: ShardedSource) -> list[tuple[str, tuple[int, ...]]]:
-        slots = self._settled()
+        """Worker and shards of every slot, as of the last look at the workers."""
+        slots = self._slots
         sizes = [stop - start for start, stop in map(source.bounds, range(source.n_shards))]
         return list(zip(slots, spread(sizes, len(slots)), strict=True))
 

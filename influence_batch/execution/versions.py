@@ -22,28 +22,37 @@ _COMPARED = (*_SAME, "numpy", "scipy", "pandas", "pyarrow")
 _OF_SCHEDULER = _SAME
 
 
-def check_versions(client: Client, workers: Collection[str] | None = None) -> None:
-    """Compare the packages of scheduler and workers with those of this process.
+def check_scheduler(client: Client) -> None:
+    """Compare the scheduler's packages with those of this process.
 
-    Args:
-        workers: addresses of the workers to look at, all where None; the scheduler is looked at with all.
+    Raises:
+        RunError: as for workers.
+    """
+    asked = _asked(client)
+    _compare(_packages(asked["client"]), _packages(asked["scheduler"]), "the scheduler", True)
+
+
+def check_workers(client: Client, workers: Collection[str]) -> None:
+    """Compare the packages of workers, given by their addresses, with those of this process.
 
     Raises:
         RunError: python (major.minor), dask, distributed or this package differ, or it is missing there.
             Differences in other packages are logged.
     """
-    asked: Any = client.get_versions(packages=list(_COMPARED[1:]))
+    asked = _asked(client)
     here = _packages(asked["client"])
-    if workers is None:
-        _compare(here, _packages(asked["scheduler"]), "the scheduler", True)
     for address, answer in sorted(asked["workers"].items()):
         # A worker that died meanwhile has no answer.
-        if (workers is None or address in workers) and isinstance(answer, Mapping):
+        if address in workers and isinstance(answer, Mapping):
             there = _packages(answer)
             if there[_OURS] is None and _importable(client, address):
                 # Found on PYTHONPATH: code without a version is taken on trust.
                 there[_OURS] = here[_OURS]
             _compare(here, there, f"the worker {address}", False)
+
+
+def _asked(client: Client) -> Any:
+    return client.get_versions(packages=list(_COMPARED[1:]))
 
 
 def _packages(answer: Mapping[str, Any]) -> dict[str, str | None]:

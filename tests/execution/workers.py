@@ -129,3 +129,19 @@ def empty() -> None:
 
 def echo(shard: Shard, state: np.ndarray, rows: Rows) -> np.ndarray:
     return state
+
+
+def fill_memory(shard: Shard, state: int, rows: Rows) -> int:
+    """Take some bytes, slowly enough for a nanny to see it."""
+    taken = [np.ones(state // 80) for _ in range(10) if time.sleep(0.1) is None]
+    time.sleep(5.0)
+    return len(taken)
+
+
+def refusing_cluster(**_: Any) -> None:
+    raise ConnectionError("the queue is closed on Sundays")
+
+
+class FixedCluster:
+    def close(self) -> None:
+        pass
