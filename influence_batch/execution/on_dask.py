@@ -29,7 +29,8 @@ _logger = logging.getLogger("influence_batch")
 
 # Partial results that this process combines itself; more are combined on workers first, as many at a time.
 _FAN_IN = 8
-# A state below this goes with every task; above, once with a task of its own (measured: see _sent).
+# A state below this goes with every task; above, once with a task of its own. Measured on two local
+# workers, inline and as a task: 60 kB in 19 and 25 ms a pass, 0.5 MB in 26 and 28, 4 MB in 50 and 42.
 _INLINE_BYTES = 100_000
 _POLL = 1.0
 # A worker that is lost may come back under another address (a nanny starts it again): its shards are
@@ -113,7 +114,8 @@ class DaskExecutor:
         self._none_since: float | None = None
         self._datasets: dict[str, _Held] = {}
         # Work stealing takes a task from a worker that has more of them than threads, and would copy the
-        # holding along. So a second task waits at a slot only where nobody steals.
+        # holding along. So a second task waits at a slot only where nobody steals: without it a slot is
+        # idle for 7 ms between two shards (measured, two local workers), with it for 1 ms.
         self._window = 1 if self._steals() else 2
 
     @property

@@ -21,16 +21,15 @@ def tell(*words: object) -> None:
 
 def main(what: str) -> None:
     source = workers.NotedSource(os.devnull, (0, 10, 20))
-    with open_executor(LocalCluster(workers=2), 10**6) as executor:
-        assert isinstance(executor, DaskExecutor)
-        if what == "wait":
+    if what == "wait":
+        with open_executor(LocalCluster(workers=2), 10**6) as executor:
+            assert isinstance(executor, DaskExecutor)
             executor.reduce(source, sum_over_shards(workers.row_numbers))
             tell(*executor._client.run(os.getpid).values())
             time.sleep(60)
-        for function, state in (
-            (workers.refuse, ValueError("seven")),
-            (workers.kill_the_worker, None),
-        ):
+    limit = 500 * 2**20
+    with open_executor(LocalCluster(workers=1), 10**6, worker_memory=limit) as executor:
+        for function, state in ((workers.refuse, ValueError("seven")), (workers.fill_memory, 2 * limit)):
             try:
                 executor.reduce(source, sum_over_shards(function), state)
             except (ValueError, RunError) as error:

@@ -132,8 +132,8 @@ def echo(shard: Shard, state: np.ndarray, rows: Rows) -> np.ndarray:
 
 
 def fill_memory(shard: Shard, state: int, rows: Rows) -> int:
-    """Take some bytes, slowly enough for a nanny to see it."""
-    taken = [np.ones(state // 80) for _ in range(10) if time.sleep(0.1) is None]
+    """Take some bytes, and keep them until a nanny sees it."""
+    taken = np.ones(state // 8)
     time.sleep(5.0)
     return len(taken)
 
