@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 import re
-import types
-import typing
 from collections.abc import Mapping, Sequence
-from datetime import date
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import (
@@ -18,10 +14,14 @@ from pydantic import (
     ByteSize,
     ConfigDict,
     Field,
+    SerializerFunctionWrapHandler,
     ValidationError,
+    model_serializer,
+    model_validator,
 )
 from pydantic_core import PydanticCustomError
 
+from influence_batch.config_errors import told
 from influence_batch.errors import InputError
 
 
@@ -76,6 +76,9 @@ class Pca(_Section):
 
 
 _Positive = Annotated[_Float, Field(gt=0, allow_inf_nan=False)]
+_Seconds = Annotated[
+    _Positive, Field(description="seconds to wait for the scheduler and for a first worker: a number above 0")
+]
 _Gamma = Annotated[
     _Positive | Literal["scale"],
     Field(description="a number above 0, or scale for 1 / (d * variance): kernel exp(-gamma |x - y|^2)"),
@@ -102,6 +105,13 @@ def _with_kind(value: Any) -> Any:
     if isinstance(value, str):
         return {"kind": value}
     return {"kind": "auto", **value} if isinstance(value, Mapping) else value
+
+
+def _with_cluster_kind(value: Any) -> Any:
+    """`local` for `{kind: local}`; an empty section is no cluster."""
+    if value == {}:
+        return {"kind": "none"}
+    return {"kind": value} if isinstance(value, str) else value
 
 
 def _as_steps(value: Any) -> Any:
@@ -224,8 +234,68 @@ class DetectionConfig(_Section):
     )
 
 
-class ClusterConfig(_Section):
-    kind: Literal["none"] = Field("none", description="none (this version runs in process)")
+class NoCluster(_Section):
+    kind: Literal["none"] = "none"
+
+
+class LocalCluster(_Section):
+    kind: Literal["local"] = "local"
+    workers: Annotated[_Int, Field(ge=1)] | Literal["auto"] = Field(
+        "auto",
+        description="a whole number of processes on this machine, 1 or more, or auto (one for each core)",
+    )
+    threads_per_worker: _Int = Field(1, ge=1, description="a whole number, 1 or more")
+
+
+class ClusterAddress(_Section):
+    kind: Literal["address"] = "address"
+    address: str = Field(description="address of a running Dask scheduler, such as tcp://10.0.0.7:8786")
+    timeout: _Seconds = 60.0
+
+
+class Adapt(_Section):
+    minimum: _Int = Field(1, ge=1, description="a whole number of workers, 1 or more")
+    maximum: _Int = Field(ge=1, description="a whole number of workers, at least minimum")
+
+    @model_validator(mode="after")
+    def _maximum_is_larger(self) -> Self:
+        if self.maximum < self.minimum:
+            raise PydanticCustomError("smaller_maximum", "a maximum that is at least the minimum")
+        return self
+
+
+class ClusterClass(_Section):
+    kind: Literal["class"] = "class"
+    class_path: str = Field(
+        alias="class",
+        pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)+$",
+        description="import path of a Dask cluster class, such as dask_jobqueue.SLURMCluster",
+    )
+    kwargs: dict[str, Any] = Field({}, description="a mapping with the arguments of the class")
+    scale: _Int | None = Field(
+        None, ge=1, description="a whole number of workers, 1 or more (default: as the class starts)"
+    )
+    adapt: Adapt | None = None
+    # Batch systems queue: workers come when the job starts.
+    timeout: _Seconds = 300.0
+
+    @model_validator(mode="after")
+    def _scale_or_adapt(self) -> Self:
+        if self.scale is not None and self.adapt is not None:
+            raise PydanticCustomError("scale_and_adapt", "scale or adapt, not both")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _as_written(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Under the key `class`, so that a config in run.json can be read again."""
+        return {"class" if key == "class_path" else key: item for key, item in serialize(self).items()}
+
+
+ClusterConfig = Annotated[
+    NoCluster | LocalCluster | ClusterAddress | ClusterClass,
+    Field(discriminator="kind"),
+    BeforeValidator(_with_cluster_kind),
+]
 
 
 class AuditConfig(_Section):
@@ -243,7 +313,7 @@ class AuditConfig(_Section):
     solver: SolverConfig = AutoSolver()
     influence: InfluenceConfig = InfluenceConfig()
     detection: DetectionConfig = DetectionConfig()
-    cluster: ClusterConfig = ClusterConfig()
+    cluster: ClusterConfig = NoCluster()
     memory_limit: Annotated[ByteSize, BeforeValidator(_no_truth_value)] = Field(
         ByteSize(2 * 1024**3), ge=1024**2, description="a size such as 2GiB or 500MB, at least 1MiB"
     )
@@ -291,7 +361,7 @@ def load_config(
         # A union reports each of its members: the first says enough.
         messages: dict[str, str] = {}
         for item in error.errors():
-            key, message = _message(item)
+            key, message = told(item, AuditConfig)
             messages.setdefault(key.split("[")[0] if item["type"].endswith("_type") else key, message)
         raise InputError("\n".join(f"{source}: {message}" for message in messages.values())) from None
     return _with_absolute_paths(checked, folder, reports)
@@ -374,81 +444,3 @@ def _with_absolute_paths(config: AuditConfig, folder: Path, reports: str | Path 
         raise InputError(f"reports: found the URL {given}; accepted in this version: a local folder")
     update["reports"] = absolute(given) if reports is None else str(Path(reports).absolute())
     return config.model_copy(update=update)
-
-
-def _message(error: Any) -> tuple[str, str]:
-    """One pydantic error in the user's words: its key, and key, what was found, what is accepted."""
-    section, keys, field, kinds = _locate(error["loc"])
-    key = ".".join(keys)
-    found = _shown(error["input"])
-    accepted = field.description if field is not None and field.description else error["msg"]
-    if error["type"] == "extra_forbidden":
-        known = list(section.model_fields) if section else []
-        near = difflib.get_close_matches(keys[-1], known, n=1, cutoff=0.5)
-        hint = f"did you mean `{near[0]}`? " if near else ""
-        return key, f"{key}: unknown key; {hint}known keys: {', '.join(known)}"
-    if error["type"] == "missing":
-        return key, f"{key}: missing; this key has no default; accepted: {accepted}"
-    if kinds and error["type"] in ("model_type", "model_attributes_type", "union_tag_not_found"):
-        return key, f"{key}: found {found}; accepted: a mapping with `kind`: {', '.join(kinds)}"
-    if section and error["type"] in ("model_type", "model_attributes_type"):
-        return (
-            key,
-            f"{key}: found {found}; accepted: a mapping with the keys {', '.join(section.model_fields)}",
-        )
-    if error["type"] == "union_tag_invalid":
-        tag = str(error["ctx"]["tag"])
-        near = difflib.get_close_matches(tag, kinds, n=1, cutoff=0.5)
-        hint = f" (did you mean {near[0]}?)" if near else ""
-        # A feature step is mostly written as its name alone.
-        part = key if key.endswith("]") else f"{key}.kind"
-        return key, f"{part}: found {tag!r}{hint}; accepted: {', '.join(kinds)}"
-    if error["type"] == "string_type" and not isinstance(error["input"], (list, dict, type(None))):
-        return key, f"{key}: found {found}, which is no text without quotes; accepted: {accepted}"
-    return key, f"{key}: found {found}; accepted: {accepted}"
-
-
-def _shown(value: Any) -> str:
-    """A value as YAML has it, near enough."""
-    if value is None:
-        return "nothing"
-    if isinstance(value, bool):
-        return str(value).lower()
-    return str(value) if isinstance(value, date) else repr(value)
-
-
-def _locate(loc: Sequence[str | int]) -> tuple[type[_Section] | None, list[str], Any, list[str]]:
-    """The section an error stands in, its key as the user wrote it, its field, the kinds it may have."""
-    section: type[_Section] | None = AuditConfig
-    keys: list[str] = []
-    field: Any = None
-    options: list[type[_Section]] = []
-    for part in loc:
-        tagged = [s for s in options if s.model_fields["kind"].default == part]
-        if tagged:
-            section, options, field = tagged[0], [], None
-            continue
-        if isinstance(part, int):
-            keys = [*keys[:-1], f"{keys[-1]}[{part}]"]
-            continue
-        if section is None or part not in section.model_fields:
-            # Inside a union pydantic names the member type, which is none of the user's keys.
-            if part not in ("str", "int", "float", "bool") and not any(mark in part for mark in "[(-"):
-                keys.append(str(part))
-            continue
-        keys.append(str(part))
-        field = section.model_fields[part]
-        options = _sections_in(field.annotation)
-        if len(options) == 1:
-            section, options = options[0], []
-        elif options:
-            section = None
-    return section, keys, field, [str(option.model_fields["kind"].default) for option in options]
-
-
-def _sections_in(annotation: Any) -> list[type[_Section]]:
-    if isinstance(annotation, type) and issubclass(annotation, _Section):
-        return [annotation]
-    if isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is not None:
-        return [section for part in typing.get_args(annotation) for section in _sections_in(part)]
-    return []

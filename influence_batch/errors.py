@@ -8,6 +8,13 @@ class InputError(Exception):
     """
 
 
+class MissingFileError(InputError):
+    """A file is not there, or may not be read, for the process that opens it.
+
+    On a cluster that can be a matter of the worker alone.
+    """
+
+
 class RunError(Exception):
     """The audit could not be completed on input that is valid (exit code 1).
 

@@ -311,10 +311,6 @@ class TestUnions:
             "then replaces the threshold",
         ),
         (
-            "cluster: {kind: dask}",
-            "cluster.kind: found 'dask'; accepted: none (this version runs in process)",
-        ),
-        (
             "memory_limit: lots",
             "memory_limit: found 'lots'; accepted: a size such as 2GiB or 500MB, at least 1MiB",
         ),

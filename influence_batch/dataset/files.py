@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.core import url_to_fs
 
-from influence_batch.errors import InputError
+from influence_batch.errors import InputError, MissingFileError
 
 _SUFFIXES = (".parquet", ".pq")
 
@@ -141,9 +141,9 @@ def open_parquet(path: str, key: str, buffer_bytes: int = 0) -> Iterator[pq.Parq
                 ) from None
             yield file
     except FileNotFoundError:
-        raise InputError(f"{key}: {path} does not exist; expected a Parquet file") from None
+        raise MissingFileError(f"{key}: {path} does not exist; expected a Parquet file") from None
     except PermissionError as error:
-        raise InputError(
+        raise MissingFileError(
             f"{key}: {path} cannot be read ({error.strerror}); expected a Parquet file"
         ) from None
     except pa.ArrowInvalid as error:

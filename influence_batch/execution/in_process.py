@@ -23,6 +23,11 @@ class InProcessExecutor:
         self._used = 0
         self._kept: OrderedDict[str, dict[int, Any]] = OrderedDict()
 
+    @property
+    def slots(self) -> int:
+        """How many map functions run at a time."""
+        return 1
+
     def reduce(
         self,
         source: ShardedSource,

@@ -61,6 +61,11 @@ class Reduction(Generic[T]):
 class Executor(Protocol):
     """Runs reductions. The result is the same, to rounding, for any executor and any sharding."""
 
+    @property
+    def slots(self) -> int:
+        """How many map functions run at a time: each has a shard and a partial result in memory."""
+        ...
+
     def reduce(
         self,
         source: ShardedSource,
