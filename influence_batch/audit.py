@@ -8,8 +8,7 @@ weights, where the shards are, and columns on disk with a row per training examp
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from influence_batch.detection import (
     with_loo_of,
 )
 from influence_batch.errors import InputError
-from influence_batch.execution import Executor, InProcessExecutor, gather_rows
+from influence_batch.execution import Executor, gather_rows, open_executor
 from influence_batch.execution.parts import Mapped, Store, blocks, take
 from influence_batch.features import fit_step, restore_step
 from influence_batch.influence import (
@@ -97,7 +96,10 @@ def run(config: AuditConfig, progress: Progress = quiet, wrap: Wrap = lambda nam
     with clock("prepare"):
         prepared = prepare(config)
         plan = plan_audit(prepared)
-    with open_run(prepared) as writer, _open_executor(config, plan) as executor:
+    with (
+        open_run(prepared) as writer,
+        open_executor(config.cluster, plan.cache_bytes, worker_memory=plan.worker_bytes) as executor,
+    ):
         with clock("read"):
             data = wrap("read", read)(prepared, plan, executor, writer.store, progress)
         with clock("fit"):
@@ -110,11 +112,6 @@ def run(config: AuditConfig, progress: Progress = quiet, wrap: Wrap = lambda nam
             reading = wrap("detection", detect)(data, model, explained, progress)
         outcome: Outcome = wrap("report", write)(data, model, explained, crossed, reading, writer, clock)
     return outcome
-
-
-@contextmanager
-def _open_executor(config: AuditConfig, plan: Plan) -> Iterator[Executor]:
-    yield InProcessExecutor(plan.cache_bytes)
 
 
 def read(

@@ -38,6 +38,7 @@ _BLOCK_SHARE = 0.1
 _MOST_TEST_POINTS_A_BLOCK = 256
 # Passes that the fit of a model takes, about, and the sum of its Newton systems.
 _FIT_PASSES, _NEWTON_ITERATIONS = 120, 8
+_INTERPRETER = 512 * 1024**2
 # Slots that are planned for where a cluster's size is not in the config.
 _UNKNOWN_SLOTS = 4
 
@@ -113,6 +114,11 @@ class Plan:
     def kept_share(self) -> float:
         """Of the training set that stays in memory from pass to pass."""
         return min(1.0, self.cache_bytes / self.data_bytes) if self.data_bytes else 1.0
+
+    @property
+    def worker_bytes(self) -> int:
+        """What a local worker with its interpreter will never take; one that does is a runaway."""
+        return self.limit // self.slots * 3 // 2 + _INTERPRETER
 
     def describe(self, seconds: Mapping[str, float]) -> dict[str, Any]:
         """The object that `influence-batch plan --json` prints.

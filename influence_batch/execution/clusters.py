@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from influence_batch.config import ClusterAddress, ClusterClass, ClusterConfig, LocalCluster, NoCluster
-from influence_batch.errors import InputError, RunError
+from influence_batch.errors import ClusterError, InputError, RunError
 from influence_batch.execution.in_process import InProcessExecutor
 from influence_batch.execution.reduction import Executor
 
@@ -38,7 +38,7 @@ def open_executor(
 
     Raises:
         InputError: the class of a cluster, or its arguments, do not fit.
-        RunError: no scheduler or no worker within the timeout, or their packages are other versions.
+        ClusterError: no scheduler or no worker within the timeout, or their packages are other versions.
     """
     if isinstance(cluster, NoCluster):
         yield InProcessExecutor(cache_bytes)
@@ -185,12 +185,12 @@ def _started(start: Callable[[], Any], what: str, remedy: str, **options: Any) -
     except (InputError, RunError):
         raise
     except Exception as error:
-        raise RunError(f"cluster: {what} cannot be started ({_first_line(error)}); {remedy}") from None
+        raise ClusterError(f"cluster: {what} cannot be started ({_first_line(error)}); {remedy}") from None
     try:
         try:
             client = _client(Client, cluster, **options)
         except Exception as error:
-            raise RunError(
+            raise ClusterError(
                 f"cluster: {what} started, but cannot be connected to ({_first_line(error)}); {remedy}"
             ) from None
         try:
@@ -209,7 +209,7 @@ def _connected(cluster: ClusterAddress) -> Iterator[Any]:
     try:
         client = _client(Client, cluster.address, timeout=cluster.timeout)
     except Exception as error:
-        raise RunError(
+        raise ClusterError(
             f"cluster.address: no scheduler answers at {cluster.address} within {cluster.timeout:g} s "
             f"({_first_line(error)}); start one (dask scheduler), or set cluster.address to where it listens"
         ) from None
@@ -230,9 +230,9 @@ def _wait_for_worker(client: Any, timeout: float, where: str, remedy: str) -> No
     try:
         client.wait_for_workers(1, timeout=timeout)
     except TimeoutError:
-        raise RunError(f"cluster: {where} has no worker after {timeout:g} s; {remedy}") from None
+        raise ClusterError(f"cluster: {where} has no worker after {timeout:g} s; {remedy}") from None
     except Exception as error:
-        raise RunError(
+        raise ClusterError(
             f"cluster: the connection to {where} was lost while its workers were waited for "
             f"({_first_line(error)}); see whether it still runs"
         ) from None

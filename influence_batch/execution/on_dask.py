@@ -18,7 +18,7 @@ import cloudpickle  # type: ignore[import-untyped]
 import dask
 from distributed import Client, Future, KilledWorker
 
-from influence_batch.errors import InputError, RunError
+from influence_batch.errors import ClusterError, InputError, RunError
 from influence_batch.execution.on_workers import Packed, combine_all, hold, map_shard, reduce_shards, same
 from influence_batch.execution.placement import settle, spread
 from influence_batch.execution.reduction import MapFunction, Reduction, RowArray, ShardedSource, cut
@@ -91,7 +91,7 @@ class DaskExecutor:
         check: called with the addresses of workers before they first get shards; refuses by RunError.
 
     Raises:
-        RunError: from every method: no worker is left, the scheduler is gone, or a task killed its workers.
+        ClusterError: from every method: no worker is left, the scheduler is gone, or a task killed workers.
     """
 
     def __init__(
@@ -322,7 +322,7 @@ class DaskExecutor:
             return threads
         self._none_since = self._none_since or time.monotonic()
         if time.monotonic() - self._none_since > self._timeout:
-            raise RunError(
+            raise ClusterError(
                 f"all workers of the cluster are gone, and none came within {self._timeout:g} s; see "
                 "why they ended (memory, queue or time limit), start workers and run the audit again"
             )
@@ -420,23 +420,23 @@ def _told(error: BaseException) -> BaseException:
     if isinstance(error, KilledWorker):
         task = str(error.task).split("-")[0]
         doing = {"hold": "reading shards", "reduce_shards": "a sum over shards", "map_shard": "one shard"}
-        return RunError(
+        return ClusterError(
             f"{error.allowed_failures + 1} workers died in a row at the same task ({doing.get(task, task)}), "
             f"the last one {error.last_worker.address}: most likely their memory ran out; lower memory_limit "
             "or shard_rows, or give each worker more memory"
         )
     if isinstance(error, ImportError) or "deserialization of the task graph" in str(error):
         cause = error.__cause__ or error
-        return RunError(
+        return ClusterError(
             f"the cluster cannot load the code that is sent to it ({cause}); install the same packages "
             "on the scheduler and on every worker"
         )
     return error
 
 
-def _disconnected(error: BaseException) -> RunError:
+def _disconnected(error: BaseException) -> ClusterError:
     text = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return RunError(
+    return ClusterError(
         f"the connection to the Dask scheduler was lost ({text}); see whether the scheduler still runs, and "
         "run the audit again"
     )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import pickle
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar
 
-from influence_batch.errors import MissingFileError, RunError
+from influence_batch.errors import ClusterError, MissingFileError
 from influence_batch.execution.reduction import MapFunction, Reduction, Rows, ShardedSource, cut
 
 T = TypeVar("T")
@@ -55,7 +56,7 @@ def _in_words(function: Callable[P, T]) -> Callable[P, T]:
                 f"{error} (on the worker {_address()}; every worker must see the files under the same path)"
             ) from None
         except MemoryError as error:
-            raise RunError(
+            raise ClusterError(
                 f"memory ran out on the worker {_address()} ({error or 'MemoryError'}); lower "
                 "memory_limit or shard_rows, or give each worker more memory"
             ) from None
@@ -117,7 +118,8 @@ def map_shard(
 @_in_words
 def combine_all(combine: Callable[[T, T], T], partials: Sequence[T]) -> T:
     """Partial results of neighbours as one."""
-    return functools.reduce(combine, partials)
+    # Another task may ask for the first one again; `combine` may use its memory.
+    return functools.reduce(combine, partials[1:], copy.deepcopy(partials[0]))
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ class Reduction(Generic[T]):
         map: `(shard, state, rows) -> partial`, a top-level function, so that it can be sent to a
             worker. `state` is the small state of the computation; `rows` holds arrays aligned
             with the training examples, cut to the shard's.
-        combine: associative.
+        combine: associative; may use the memory of its left argument for the result.
         empty: the value of no shards at all.
     """
 
@@ -96,13 +96,19 @@ def in_order(values: Iterator[tuple[int, T]]) -> list[T]:
 
 
 def add(left: Any, right: Any) -> Any:
-    """Sum of two partial results: None is the empty one, tuples are added item by item."""
+    """Sum of two partial results: None is the empty one, tuples are added item by item.
+
+    An array on the left is added to in place, if it can be: there are sums of p by p.
+    """
     if left is None:
         return right
     if right is None:
         return left
     if isinstance(left, tuple):
         return tuple(add(a, b) for a, b in zip(left, right, strict=True))
+    if isinstance(left, np.ndarray) and isinstance(right, np.ndarray) and left.flags.writeable:
+        left += right
+        return left
     return left + right
 
 

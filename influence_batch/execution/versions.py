@@ -7,7 +7,7 @@ import logging
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
-from influence_batch.errors import RunError
+from influence_batch.errors import ClusterError
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -26,7 +26,7 @@ def check_scheduler(client: Client) -> None:
     """Compare the scheduler's packages with those of this process.
 
     Raises:
-        RunError: as for workers.
+        ClusterError: as for workers.
     """
     asked = _asked(client)
     _compare(_packages(asked["client"]), _packages(asked["scheduler"]), "the scheduler", True)
@@ -36,7 +36,7 @@ def check_workers(client: Client, workers: Collection[str]) -> None:
     """Compare the packages of workers, given by their addresses, with those of this process.
 
     Raises:
-        RunError: python (major.minor), dask, distributed or this package differ, or it is missing there.
+        ClusterError: python (major.minor), dask, distributed or this package differ, or it is missing there.
             Differences in other packages are logged.
     """
     asked = _asked(client)
@@ -69,7 +69,7 @@ def _compare(
     here: Mapping[str, str | None], there: Mapping[str, str | None], where: str, scheduler: bool
 ) -> None:
     if there[_OURS] is None:
-        raise RunError(
+        raise ClusterError(
             f"cluster: {where} has no {_OURS}; install {_OURS} {here[_OURS] or ''}".rstrip()
             + " and its dependencies in the environment of the scheduler and of every worker"
         )
@@ -78,7 +78,7 @@ def _compare(
             continue
         found = f"{where} has {name} {there[name] or '(none)'}, this process has {here[name] or '(none)'}"
         if name in _SAME:
-            raise RunError(
+            raise ClusterError(
                 f"cluster: {found}; they must be the same: install {name} {here[name]} there, or run the "
                 "audit in the environment of the cluster"
             )

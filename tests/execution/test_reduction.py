@@ -229,7 +229,11 @@ def test_add() -> None:
     total = add(one, (np.full(2, 2.0), 5))
     np.testing.assert_array_equal(total[0], [3.0, 3.0])
     assert total[1] == 6
-    np.testing.assert_array_equal(one[0], [1.0, 1.0])
+    assert total[0] is one[0]  # in place: p by p sums are made once
+    read_only = np.ones(2)
+    read_only.flags.writeable = False
+    np.testing.assert_array_equal(add(read_only, np.ones(2)), [2.0, 2.0])
+    np.testing.assert_array_equal(read_only, [1.0, 1.0])
     assert add(None, one) is one
     assert add(one, None) is one
     assert add(None, None) is None
