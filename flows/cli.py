@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import sys
@@ -31,6 +32,8 @@ def _answers_in_words(command: Callable[..., None]) -> Callable[..., None]:
             _stop(str(error), _EXIT_BAD_INPUT)
         except RunError as error:
             _stop(str(error), _EXIT_FAILURE)
+        except KeyboardInterrupt:
+            _stop("stopped; the same command goes on from here, if its data stay as they are", _EXIT_FAILURE)
         except MemoryError:
             _stop("out of memory; lower memory_limit so that less is held at a time", _EXIT_FAILURE)
         except OSError as error:
@@ -106,10 +109,20 @@ def _run_flow(config: Path, overrides: tuple[str, ...], reports: Path | None) ->
     os.environ.setdefault("PREFECT_LOGGING_ROOT_LEVEL", "ERROR")
     from flows.audit import audit_flow
 
+    _log_to_stderr()
     summary: dict[str, Any] = audit_flow(
         str(config), list(overrides), None if reports is None else str(reports)
     )
     return summary
+
+
+def _log_to_stderr() -> None:
+    """What was taken over of a killed run, and what became of workers, is worth a line."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger = logging.getLogger("influence_batch")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
 
 
 def _print_summary(summary: dict[str, Any]) -> None:
@@ -214,7 +227,7 @@ def _print_plan(plan: dict[str, Any]) -> None:
         f"memory: {decimal(plan['memory_limit'])} for {plan['slots']} "
         f"{'place' if plan['slots'] == 1 else 'places'} of work together; {plan['kept_share']:.0%} of the "
         f"training set ({decimal(plan['data_bytes'])}) stays there"
-        + ("" if plan["kept_share"] == 1 else ", the rest is read again at every pass")
+        + ("" if plan["kept_share"] == 1 else ", the rest on disk beside the workers")
     )
     click.echo(f"disk: up to {decimal(plan['disk_bytes'])} in the reports folder, while the audit runs")
     table = Table(title_justify="left")

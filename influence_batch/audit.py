@@ -98,7 +98,9 @@ def run(config: AuditConfig, progress: Progress = quiet, wrap: Wrap = lambda nam
         plan = plan_audit(prepared)
     with (
         open_run(prepared) as writer,
-        open_executor(config.cluster, plan.cache_bytes, worker_memory=plan.worker_bytes) as executor,
+        open_executor(
+            config.cluster, plan.cache_bytes, worker_memory=plan.worker_bytes, scratch=writer.scratch
+        ) as executor,
     ):
         with clock("read"):
             data = wrap("read", read)(prepared, plan, executor, writer.store, progress)

@@ -241,6 +241,7 @@ def make_plan(config: AuditConfig, train: Dataset, n_test: int, classes: tuple[A
     redone = any(hasattr(step, "components") for step in config.model.features)
     kept_width = d - config.model.intercept if compact else d
     narrow = compact and train.float32 and not redone
+    data_bytes = (4.0 if narrow else 8.0) * n * kept_width
     stages = tuple(_stages(sizes, choice, block, inverse, fixed, dense))
     parts = n * (8.0 * (4 * sizes.k + 12)) * 2 + 2 * dense + 400.0 * sizes.m * config.influence.top_k
     return Plan(
@@ -253,10 +254,10 @@ def make_plan(config: AuditConfig, train: Dataset, n_test: int, classes: tuple[A
         dense_bytes=inverse,
         block=block,
         cache_bytes=cache,
-        data_bytes=(4.0 if narrow else 8.0) * n * kept_width,
+        data_bytes=data_bytes,
         compact=compact,
         stages=stages,
-        disk_bytes=parts,
+        disk_bytes=parts + max(0.0, data_bytes - cache),
         limit=limit,
     )
 

@@ -268,13 +268,14 @@ class Dataset:
         )
 
     def _finished(self, raw: RawShard, features: np.ndarray, steps: Sequence[Step]) -> Shard:
-        features = features.astype(np.float64, copy=False)
         for step in steps:
-            features = step.transform(features)
+            features = step.transform(features.astype(np.float64, copy=False))
         if self.intercept:
-            wider = np.ones((len(features), features.shape[1] + 1))
+            wider = np.empty((len(features), features.shape[1] + 1))
             wider[:, :-1] = features
+            wider[:, -1] = 1.0
             features = wider
+        features = features.astype(np.float64, copy=False)
         return Shard(raw.ref.start, np.ascontiguousarray(features), self.encode(raw.labels))
 
     def load_raw(self, index: int) -> RawShard:

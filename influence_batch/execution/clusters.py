@@ -8,6 +8,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 from influence_batch.config import ClusterAddress, ClusterClass, ClusterConfig, LocalCluster, NoCluster
@@ -27,7 +28,11 @@ _LEFT_BY_NANNIES = ("MALLOC_TRIM_THRESHOLD_", "PYTHONHASHSEED", "__DASK_PARENT_P
 
 @contextmanager
 def open_executor(
-    cluster: ClusterConfig, cache_bytes: int, *, worker_memory: int | None = None
+    cluster: ClusterConfig,
+    cache_bytes: int,
+    *,
+    worker_memory: int | None = None,
+    scratch: Path | None = None,
 ) -> Iterator[Executor]:
     """The executor that a config asks for; a cluster that was started for it ends with the context.
 
@@ -35,13 +40,15 @@ def open_executor(
         cache_bytes: how much of the shards stays in memory, all workers together.
         worker_memory: bytes at which a local worker is taken for a runaway and ended (default: the
             machine's memory in equal parts).
+        scratch: folder for shards that do not fit, where they are worked on in this process; workers
+            have folders of their own.
 
     Raises:
         InputError: the class of a cluster, or its arguments, do not fit.
         ClusterError: no scheduler or no worker within the timeout, or their packages are other versions.
     """
     if isinstance(cluster, NoCluster):
-        yield InProcessExecutor(cache_bytes)
+        yield InProcessExecutor(cache_bytes, scratch)
         return
     from influence_batch.execution.on_dask import DaskExecutor
     from influence_batch.execution.versions import check_scheduler, check_workers

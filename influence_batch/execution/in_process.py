@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 from influence_batch.execution.reduction import MapFunction, Reduction, RowArray, ShardedSource, cut
+from influence_batch.execution.scratch import Scratch
 
 T = TypeVar("T")
 
@@ -15,11 +17,14 @@ class InProcessExecutor:
     """Runs reductions in this process and keeps loaded shards while they fit.
 
     Args:
-        cache_bytes: how much of the shards stays in memory; the others are read again at each pass.
+        cache_bytes: how much of the shards stays in memory.
+        scratch: folder for the others, once loaded; without it they are read again at each pass.
     """
 
-    def __init__(self, cache_bytes: int) -> None:
+    def __init__(self, cache_bytes: int, scratch: Path | None = None) -> None:
         self._cache_bytes = cache_bytes
+        self._scratch = scratch
+        self._on_disk: dict[str, Scratch] = {}
         self._used = 0
         self._kept: OrderedDict[str, dict[int, Any]] = OrderedDict()
 
@@ -56,14 +61,23 @@ class InProcessExecutor:
         """Forget the shards of a dataset that will not be asked for again."""
         for shard in self._kept.pop(source.token, {}).values():
             self._used -= shard.nbytes
+        self._on_disk.pop(source.token, None)
 
     def _kept_or_loaded(self, source: ShardedSource, index: int) -> Any:
         kept = self._kept.setdefault(source.token, {})
         if index in kept:
             return kept[index]
+        on_disk = self._on_disk.get(source.token)
+        shard = None if on_disk is None else on_disk.get(index)
+        if shard is not None:
+            return shard
         shard = source.load(index)
         # Passes go over all shards in order: once full, dropping one to keep another gains nothing.
         if self._used + shard.nbytes <= self._cache_bytes:
             kept[index] = shard
             self._used += shard.nbytes
+        elif self._scratch is not None:
+            if on_disk is None:
+                on_disk = self._on_disk[source.token] = Scratch(self._scratch)
+            on_disk.put(index, shard)
         return shard

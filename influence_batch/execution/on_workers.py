@@ -7,10 +7,14 @@ import functools
 import pickle
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
+
+from distributed import get_worker
 
 from influence_batch.errors import ClusterError, MissingFileError
 from influence_batch.execution.reduction import MapFunction, Reduction, Rows, ShardedSource, cut
+from influence_batch.execution.scratch import Scratch
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -24,11 +28,13 @@ class Holding:
         source: the dataset.
         shards: their numbers, neighbours in order.
         kept: loaded shards by number.
+        on_disk: the others, once loaded, on a disk of the worker.
     """
 
     source: ShardedSource
     shards: tuple[int, ...]
     kept: Mapping[int, Any]
+    on_disk: Scratch
 
     @property
     def nbytes(self) -> int:
@@ -41,7 +47,12 @@ class Holding:
     def shard(self, index: int) -> Any:
         """One shard, as map functions get it."""
         kept = self.kept.get(index)
-        return self.source.open(self.source.load(index) if kept is None else kept)
+        if kept is None:
+            kept = self.on_disk.get(index)
+        if kept is None:
+            kept = self.source.load(index)
+            self.on_disk.put(index, kept)
+        return self.source.open(kept)
 
 
 def _in_words(function: Callable[P, T]) -> Callable[P, T]:
@@ -65,8 +76,6 @@ def _in_words(function: Callable[P, T]) -> Callable[P, T]:
 
 
 def _address() -> str:
-    from distributed import get_worker
-
     return str(get_worker().address)
 
 
@@ -91,7 +100,7 @@ def hold(source: ShardedSource, shards: tuple[int, ...], room: int) -> Holding:
         kept[index] = shard
         used += shard.nbytes
         rate = shard.nbytes / max(1, stop - start)
-    return Holding(source, shards, kept)
+    return Holding(source, shards, kept, Scratch(Path(get_worker().local_directory)))
 
 
 @_in_words

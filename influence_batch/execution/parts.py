@@ -160,9 +160,8 @@ class _TableOnDisk:
 
     def write(self, part: int, columns: Mapping[str, Values]) -> None:
         start, stop = self._bounds[part]
-        batch = _to_batch(columns)
-        assert batch.num_rows == stop - start
-        whole_or_nothing(_part_path(self._folder, part), lambda temporary: _write_batch(temporary, batch))
+        assert all(len(values) == stop - start for values in columns.values())
+        whole_or_nothing(_part_path(self._folder, part), lambda temporary: write_columns(temporary, columns))
         self._written.add(part)
 
     def columns(self) -> dict[str, Any]:
@@ -206,10 +205,8 @@ class StoredColumn:
         return np.asarray(self[:], dtype=dtype)
 
     def _read(self, part: int) -> Values:
-        options = pa.ipc.IpcReadOptions(included_fields=[self._field])
-        with pa.OSFile(str(_part_path(self._folder, part))) as stream:
-            batch = pa.ipc.open_file(stream, options=options).get_batch(0)
-        return _from_arrow(batch.column(0), batch.schema.field(0))
+        [values] = read_columns(_part_path(self._folder, part), [self._field]).values()
+        return values
 
 
 class Mapped:
@@ -259,9 +256,26 @@ def _save(path: Path, arrays: Arrays) -> None:
         np.savez(stream, **arrays)  # type: ignore[arg-type]
 
 
-def _write_batch(path: Path, batch: pa.RecordBatch) -> None:
+def write_columns(path: Path, columns: Mapping[str, Values]) -> None:
+    """Write arrays (rows,) or (rows, k), or Arrow arrays, as one Arrow file."""
+    batch = _to_batch(columns)
     with pa.OSFile(str(path), "wb") as stream, pa.ipc.new_file(stream, batch.schema) as writer:
         writer.write_batch(batch)
+
+
+def read_columns(path: Path, which: Sequence[int] | None = None, mapped: bool = False) -> dict[str, Values]:
+    """The columns of such a file, or those of some numbers; mapped into memory if so asked.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    options = pa.ipc.IpcReadOptions(included_fields=which)
+    with (pa.memory_map if mapped else pa.OSFile)(str(path)) as stream:
+        batch = pa.ipc.open_file(stream, options=options).get_batch(0)
+    return {
+        field.name: _from_arrow(column, field)
+        for field, column in zip(batch.schema, batch.columns, strict=True)
+    }
 
 
 def _to_batch(columns: Mapping[str, Values]) -> pa.RecordBatch:

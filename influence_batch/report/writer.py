@@ -62,6 +62,8 @@ class RunWriter:
                 self._report = self._folder / "report"
                 self._report.mkdir(exist_ok=True)
                 self.store = StoreOnDisk(self._folder / "parts")
+                self.scratch = self._folder / "scratch"
+                shutil.rmtree(self.scratch, ignore_errors=True)  # of a process that was killed
             except OSError:
                 self._lock.release()
                 raise
