@@ -113,7 +113,10 @@ def _local(cluster: LocalCluster, worker_memory: int | None) -> Iterator[Any]:
         remedy = "free memory or ports, or set fewer cluster.workers"
         # On one machine this process reaches its workers: results need not go through the scheduler.
         with _started(start, "local workers", remedy, direct_to_workers=True) as client:
-            yield client
+            try:
+                yield client
+            finally:
+                _close(lambda: _wait_for_restarts(client, workers))
 
 
 @contextmanager
@@ -203,7 +206,6 @@ def _started(start: Callable[[], Any], what: str, remedy: str, **options: Any) -
         try:
             yield client
         finally:
-            _close(lambda: _wait_for_restarts(client, cluster))
             _close(client.close)
     finally:
         _close(cluster.close)
@@ -245,10 +247,9 @@ def _wait_for_worker(client: Any, timeout: float, where: str, remedy: str) -> No
         ) from None
 
 
-def _wait_for_restarts(client: Any, cluster: Any) -> None:
+def _wait_for_restarts(client: Any, workers: int) -> None:
     """A worker that is stopped while its nanny starts it again leaves a traceback on stderr."""
-    if client.nthreads() and len(client.nthreads()) < len(getattr(cluster, "workers", ())):
-        client.wait_for_workers(len(cluster.workers), timeout=5)
+    client.wait_for_workers(workers, timeout=10)
 
 
 def _close(close: Callable[[], Any]) -> None:

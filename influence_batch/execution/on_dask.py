@@ -10,6 +10,7 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError
 from concurrent.futures import TimeoutError as NotYet
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -17,6 +18,7 @@ from typing import Any, TypeVar
 import cloudpickle  # type: ignore[import-untyped]
 import dask
 from distributed import Client, Future, KilledWorker
+from distributed.client import ClosedClientError
 
 from influence_batch.errors import ClusterError, InputError, RunError
 from influence_batch.execution.on_workers import Packed, combine_all, hold, map_shard, reduce_shards, same
@@ -345,6 +347,8 @@ class DaskExecutor:
         content = cloudpickle.dumps(state, protocol=5, buffer_callback=buffers.append)
         if len(content) + sum(buffer.raw().nbytes for buffer in buffers) <= _INLINE_BYTES:
             return Packed(cloudpickle.dumps(state) if buffers else content)
+        # Tied to no worker. A task that prefers one waits for ever where that one dies and no other is
+        # there at the time: Dask offers it to none that joins. What all others depend on must not.
         return self._submit(same, state, priority=2)
 
     def _submit(
@@ -384,7 +388,9 @@ class DaskExecutor:
                 raise
             if future.status == "error":
                 raise _told(error) from None
-            raise _disconnected(error) from None
+            if self._disconnected(error):
+                raise _lost(error) from None
+            raise
         finally:
             getting.cancel()
 
@@ -394,7 +400,14 @@ class DaskExecutor:
         except (InputError, RunError):
             raise
         except (Exception, asyncio.CancelledError) as error:
-            raise _disconnected(error) from None
+            if self._disconnected(error):
+                raise _lost(error) from None
+            raise
+
+    def _disconnected(self, error: BaseException) -> bool:
+        """Whether an error is the scheduler's absence, and not, say, a function that cannot be sent."""
+        lost = (OSError, CancelledError, asyncio.CancelledError, ClosedClientError)
+        return isinstance(error, lost) or self._client.status != "running"
 
 
 async def _gather(client: Client, future: Future) -> Any:
@@ -434,7 +447,7 @@ def _told(error: BaseException) -> BaseException:
     return error
 
 
-def _disconnected(error: BaseException) -> ClusterError:
+def _lost(error: BaseException) -> ClusterError:
     text = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return ClusterError(
         f"the connection to the Dask scheduler was lost ({text}); see whether the scheduler still runs, and "
