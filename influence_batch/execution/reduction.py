@@ -48,7 +48,7 @@ class Reduction(Generic[T]):
     Args:
         map: `(shard, state, rows) -> partial`, a top-level function, so that it can be sent to a
             worker. `state` is the small state of the computation; `rows` holds arrays aligned
-            with the training examples, cut to the shard's.
+            with the training examples, cut to the shard's. The partial shares no memory with them.
         combine: associative; may use the memory of its left argument for the result.
         empty: the value of no shards at all.
     """

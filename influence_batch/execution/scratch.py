@@ -32,6 +32,7 @@ class Scratch:
     def __init__(self, parent: Path) -> None:
         self._folder: Path | None = None
         self._kept: dict[int, Any] = {}
+        self._full = False
         try:
             parent.mkdir(parents=True, exist_ok=True)
             self._folder = Path(tempfile.mkdtemp(prefix="shards-", dir=parent))
@@ -42,7 +43,7 @@ class Scratch:
 
     def put(self, index: int, shard: Any) -> None:
         """Keep a shard under its number."""
-        if self._folder is None:
+        if self._folder is None or self._full:
             return
         arrays = {
             field.name: getattr(shard, field.name)
@@ -73,8 +74,9 @@ class Scratch:
         return self._folder / f"{index}.arrow"
 
     def _give_up(self, error: OSError) -> None:
-        if not self._kept:
+        if not self._full:
             _LOG.warning("no room for shards on disk (%s): they are read again at every pass", error)
+        self._full = True
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Elsewhere there is no such folder, and nothing is kept."""
@@ -83,5 +85,5 @@ class Scratch:
 
 def _nowhere() -> Scratch:
     scratch = Scratch.__new__(Scratch)
-    scratch._folder, scratch._kept = None, {}
+    scratch._folder, scratch._kept, scratch._full = None, {}, True
     return scratch
