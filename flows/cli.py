@@ -32,8 +32,6 @@ def _answers_in_words(command: Callable[..., None]) -> Callable[..., None]:
             _stop(str(error), _EXIT_BAD_INPUT)
         except RunError as error:
             _stop(str(error), _EXIT_FAILURE)
-        except KeyboardInterrupt:
-            _stop("stopped; the same command goes on from here, if its data stay as they are", _EXIT_FAILURE)
         except MemoryError:
             _stop("out of memory; lower memory_limit so that less is held at a time", _EXIT_FAILURE)
         except OSError as error:
@@ -91,11 +89,12 @@ def audit(config: Path, overrides: tuple[str, ...], reports: Path | None, as_jso
 
     # What footers, labels, config and the reports folder already tell is told before Prefect takes its
     # seconds to start.
-    prepared = prepare(load_config(config, overrides, reports))
-    plan_audit(prepared)
-    open_run(prepared).close()
-    with _ending_on_sigterm():
-        summary = _run_flow(config, overrides, reports)
+    open_run(*plan_audit(prepare(load_config(config, overrides, reports)))).close()
+    try:
+        with _ending_on_sigterm():
+            summary = _run_flow(config, overrides, reports)
+    except KeyboardInterrupt:
+        _stop("stopped; the same command goes on from here, if its data stay as they are", _EXIT_FAILURE)
     if as_json:
         click.echo(json.dumps(summary))
     else:
@@ -116,12 +115,17 @@ def _run_flow(config: Path, overrides: tuple[str, ...], reports: Path | None) ->
     return summary
 
 
+class _Echo(logging.Handler):
+    """Lines of the log on standard error, above any progress bars that are there."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        click.echo(self.format(record), err=True)
+
+
 def _log_to_stderr() -> None:
     """What was taken over of a killed run, and what became of workers, is worth a line."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(message)s"))
     logger = logging.getLogger("influence_batch")
-    logger.addHandler(handler)
+    logger.addHandler(_Echo())
     logger.setLevel(logging.INFO)
 
 
@@ -202,8 +206,7 @@ def plan(config: Path, overrides: tuple[str, ...], reports: Path | None, as_json
     from influence_batch.preparation import plan_audit, prepare
 
     checked = load_config(config, overrides, reports)
-    prepared = prepare(checked)
-    made = plan_audit(prepared)
+    prepared, made = plan_audit(prepare(checked))
     described = made.describe(estimate_seconds(made, calibrate(checked, made, prepared.train)))
     if as_json:
         click.echo(json.dumps(described))
@@ -229,7 +232,10 @@ def _print_plan(plan: dict[str, Any]) -> None:
         f"training set ({decimal(plan['data_bytes'])}) stays there"
         + ("" if plan["kept_share"] == 1 else ", the rest on disk beside the workers")
     )
-    click.echo(f"disk: up to {decimal(plan['disk_bytes'])} in the reports folder, while the audit runs")
+    click.echo(
+        f"disk: up to {decimal(plan['disk_bytes'])} while the audit runs, in the reports folder; shards of "
+        "workers elsewhere on their own disks"
+    )
     table = Table(title_justify="left")
     for name in ("stage", "flops", "passes", "memory", "seconds, about"):
         table.add_column(name, justify="left" if name == "stage" else "right")

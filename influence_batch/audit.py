@@ -23,6 +23,7 @@ from influence_batch.detection import (
     keep_for_refit,
     read_classes,
     read_numbers,
+    reading_parts,
     with_loo_of,
 )
 from influence_batch.errors import InputError
@@ -42,8 +43,8 @@ from influence_batch.influence.cross import TestBlock, top_k_columns
 from influence_batch.influence.fit import relative_gradient_norm
 from influence_batch.influence.weights import load_weights
 from influence_batch.models import linear, predict
-from influence_batch.plan import Plan
-from influence_batch.preparation import files_of, open_run, plan_audit, prepare
+from influence_batch.plan import Plan, preconditioner_bytes
+from influence_batch.preparation import open_run, plan_audit, prepare, require_unchanged
 from influence_batch.report import Report, RunWriter
 from influence_batch.solvers import Deferred, InverseHessian, SolveResult, Status
 from influence_batch.solvers.choice import make_solver
@@ -94,12 +95,12 @@ def run(config: AuditConfig, progress: Progress = quiet, wrap: Wrap = lambda nam
     """
     clock = Clock()
     with clock("prepare"):
-        prepared = prepare(config)
-        plan = plan_audit(prepared)
+        prepared, plan = plan_audit(prepare(config))
+    threads = getattr(config.cluster, "threads_per_worker", 1)
     with (
-        open_run(prepared) as writer,
+        open_run(prepared, plan) as writer,
         open_executor(
-            config.cluster, plan.cache_bytes, worker_memory=plan.worker_bytes, scratch=writer.scratch
+            config.cluster, plan.cache_bytes, worker_memory=plan.worker_bytes(threads), scratch=writer.scratch
         ) as executor,
     ):
         with clock("read"):
@@ -124,7 +125,8 @@ def read(
     Raises:
         InputError: values that cannot be audited.
     """
-    files = files_of(prepared)
+    # A cluster can have been waited for.
+    require_unchanged(prepared)
     train_set = prepared.train.having(compact=plan.compact)
     train_inspection = inspect(
         train_set, executor, store, lambda done, total: progress("read train", done, total)
@@ -141,7 +143,6 @@ def read(
     return Data(
         prepared=prepared,
         plan=plan,
-        files=files,
         train=train_set.having(classes=plan.classes),
         test=test_set,
         train_inspection=train_inspection,
@@ -179,7 +180,13 @@ def train(data: Data, progress: Progress = quiet) -> Model:
     penalty = np.full(d, config.l2)
     if config.intercept and not config.penalize_intercept:
         penalty[-1] = 0.0
-    objective = Objective(train_set, data.executor, data.loss, penalty)
+    objective = Objective(
+        train_set,
+        data.executor,
+        data.loss,
+        penalty,
+        preconditioner_bytes=preconditioner_bytes(data.prepared.config),
+    )
     if config.weights is None:
         result = _fit(data, objective, "fit", None, progress)
     else:
@@ -207,6 +214,7 @@ def _fit(
             start,
             lambda iteration, norm: progress("fit", iteration, config.max_iterations),
             lambda weights: store.save(f"{name}-iterate", {"weights": weights}),
+            may_assemble=data.plan.inverse_bytes > 0,
         )
         return {key: np.asarray(value) for key, value in vars(result).items()}
 
@@ -247,17 +255,17 @@ def explain(data: Data, model: Model, progress: Progress = quiet) -> Explained:
         model.objective,
         model.fit.weights,
         inverse,
-        data.plan.dense_bytes,
+        data.plan.inverse_bytes,
         lambda done, total: progress("influence", done, total),
         data.store,
         "influence",
     )
-    return Explained(inverse, result)
+    return Explained(inverse, model.objective.p, result)
 
 
 def _inverse(
     data: Data, objective: Objective, weights: np.ndarray, name: str, progress: Progress = quiet
-) -> InverseHessian:
+) -> Deferred:
     """The inverse Hessian, made when it is first used: a run that is taken up may not need it."""
     config = data.prepared.config
 
@@ -290,7 +298,10 @@ def cross(
     inspection = data.train_inspection if data.test_inspection is None else data.test_inspection
     parts = blocks(len(rows), data.plan.block)
     table = store.table("test-points", [(part.start, part.stop) for part in parts])
-    for number in table.missing:
+    missing = set(table.missing)
+    for number in range(len(parts)):
+        if number not in missing and writer.has_part("cross_influence", number):
+            continue
         progress("cross-influence", parts[number].start, len(rows))
         here = rows[parts[number]]
         block = _test_block(data, model, here)
@@ -324,6 +335,7 @@ def cross(
     progress("cross-influence", len(rows), len(rows))
     points = {name: np.asarray(column) for name, column in table.columns().items()}
     mean = _mean_solve(data, explained, len(parts), len(rows))
+    explained.inverse.forget()
     first, corrected = mean_influence(objective, mean.solution[:, 0], explained.train, store)
     test_points = {
         "id": take(inspection.ids, rows),
@@ -356,9 +368,12 @@ def _mean_solve(data: Data, explained: Explained, n_parts: int, n_test: int) -> 
     """H^-1 of the mean gradient of the test points."""
 
     def compute() -> Mapping[str, np.ndarray]:
-        saved = [data.store.saved(f"test-gradient-{number}") for number in range(n_parts)]
-        gradient = sum(arrays["gradient"] for arrays in saved if arrays is not None)
-        result = explained.inverse.solve(np.asarray(gradient)[:, None] / n_test)
+        gradient = np.zeros(explained.parameters)
+        for number in range(n_parts):
+            saved = data.store.saved(f"test-gradient-{number}")
+            assert saved is not None  # written before the part that says that the block is done
+            gradient += saved["gradient"]
+        result = explained.inverse.solve(gradient[:, None] / n_test)
         arrays = {name: getattr(result, name) for name in ("solution", "iterations", "residual")}
         return {**arrays, "status": np.array(result.status.name), "detail": np.array(result.detail)}
 
@@ -394,7 +409,7 @@ def detect(data: Data, model: Model, explained: Explained, progress: Progress = 
     result = _fit(data, cleaned, "refit", model.fit.weights)
     inverse = _inverse(data, cleaned, result.weights, "refit-influence")
     again = train_influence(
-        cleaned, result.weights, inverse, data.plan.dense_bytes, store=data.store, name="refit-influence"
+        cleaned, result.weights, inverse, data.plan.inverse_bytes, store=data.store, name="refit-influence"
     )
     progress("detect", 2, 2)
     return with_loo_of(_read(data, again, given, "refit-reading"), first)
@@ -405,6 +420,7 @@ def _read(data: Data, influence: TrainInfluence, given: np.ndarray, name: str) -
         columns = (influence.residual, influence.corrected_residual, influence.loo_logits)
         residual, corrected, predictions = (np.asarray(column)[:, 0] for column in columns)
         return read_numbers(residual, corrected, predictions, given)
-    bounds = [(part.start, part.stop) for part in blocks(len(given))]
+    parts = reading_parts(len(given), len(data.train.classes or ()))
+    bounds = [(part.start, part.stop) for part in parts]
     scores = Mapped(influence.loo_logits, data.loss.class_scores)
     return read_classes(scores, given, data.store.table(name, bounds))

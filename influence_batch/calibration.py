@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
@@ -12,6 +14,7 @@ from influence_batch.config import AuditConfig
 from influence_batch.dataset import Dataset
 from influence_batch.dataset.inspection import inspect
 from influence_batch.dataset.shards import Shard
+from influence_batch.execution.scratch import Scratch
 from influence_batch.influence.cross import work_of_cross_influence
 from influence_batch.influence.objective import work_of_product
 from influence_batch.models import linear
@@ -28,7 +31,8 @@ class Rates:
 
     Attributes:
         check: of one row read and checked.
-        read: of one row read and opened.
+        read: of one row read from its file and opened.
+        reopen: of one row mapped from a disk and opened.
         product: of one row in a Hessian-vector product for one vector.
         flop: of one operation in a product of matrices.
         pair: of one row and one test point in cross-influence.
@@ -36,6 +40,7 @@ class Rates:
 
     check: float
     read: float
+    reopen: float
     product: float
     flop: float
     pair: float
@@ -47,8 +52,13 @@ def calibrate(config: AuditConfig, plan: Plan, train: Dataset) -> Rates:
     rows = dataset.n_rows
     check = _seconds(lambda: inspect(dataset)) / rows
     read = _seconds(lambda: dataset.open(dataset.load(0))) / rows
+    kept = dataset.load(0)
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = Scratch(Path(folder))
+        scratch.put(0, kept)
+        reopen = _seconds(lambda: dataset.open(scratch.get(0))) / rows
     loss, d, k = plan.sizes.loss, plan.sizes.d, plan.sizes.k
-    targets = dataset.open(dataset.load(0)).targets[:_ROWS]
+    targets = dataset.open(kept).targets[:_ROWS]
     random = np.random.default_rng(0)
     # The features that the steps will make are not known yet; their number is.
     shard = Shard(0, random.standard_normal((len(targets), d)), targets)
@@ -59,7 +69,7 @@ def calibrate(config: AuditConfig, plan: Plan, train: Dataset) -> Rates:
     pair = _seconds(
         lambda: work_of_cross_influence(shard, loss, weights, _TEST_POINTS, config.influence.top_k)
     ) / (n * _TEST_POINTS)
-    return Rates(check, read, product, flop, pair)
+    return Rates(check, read, reopen, product, flop, pair)
 
 
 def _seconds(work: Callable[[], object]) -> float:
@@ -75,7 +85,7 @@ def _seconds(work: Callable[[], object]) -> float:
 def estimate_seconds(plan: Plan, rates: Rates) -> dict[str, float]:
     """Seconds by stage, on cores like this machine's and no others at work."""
     n, m = plan.sizes.n, plan.sizes.m
-    again = (1.0 - plan.kept_share) * rates.read
+    again = (1.0 - plan.kept_share) * rates.reopen
     seconds = {}
     for stage in plan.stages:
         reading = stage.passes * n * again

@@ -6,14 +6,16 @@ plan that `influence-batch plan` prints.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from math import ceil
 from typing import Any
 
 from influence_batch.config import AuditConfig
 from influence_batch.dataset import Dataset
+from influence_batch.detection.suspects import FIT_SCORES
 from influence_batch.errors import InputError
+from influence_batch.execution import local_workers
 from influence_batch.influence.objective import hessian_shape
 from influence_batch.models import Loss, make_loss
 from influence_batch.solvers.choice import Choice, choose
@@ -23,16 +25,18 @@ _USABLE = 0.85
 # One shard, opened, is at most this share of memory_limit for each map function that runs, and this size.
 _SHARD_SHARE = 1 / 40
 _SHARD_BYTES = 64 * 1024**2
+# What is computed for an example, for each output: see `influence.leave_one_out`.
+_OUTPUT_VALUES = 12
 # What an opened shard takes with the form it is kept in and the copies that products make of it.
 _SHARD_COPIES = 5.0
 # Temporaries of a map function; see `row_chunks`.
 _WORKING = 32 * 1024**2
 # Vectors of n that are held at a time: hashes, probabilities, doubts, ranks.
-_ROW_BYTES = 64.0
+_ROW_BYTES, _REGRESSION_ROW_BYTES = 64.0, 200.0
 # A reader, a fit of the noise matrix: what does not depend on the data.
 _BASE = 24 * 1024**2
 # Arrays (p, test points of a block) in the flow's process, and in each map function.
-_BLOCK_COPIES, _BLOCK_COPIES_A_SLOT = 6.0, 3.0
+_BLOCK_COPIES, _BLOCK_COPIES_A_SLOT = 12.0, 3.0
 _BLOCK_SHARE = 0.1
 # Smaller blocks lose less when a run is killed; larger ones make fewer passes.
 _MOST_TEST_POINTS_A_BLOCK = 256
@@ -85,7 +89,7 @@ class Plan:
         slots: map functions that run at a time.
         shards, shard_rows: how train is cut.
         choice: the solver, and why.
-        dense_bytes: that the inverse Hessian may take, 0 where it is not formed.
+        inverse_bytes: of the inverse Hessian, 0 where it is not formed.
         block: test points that are solved together.
         cache_bytes: of shards that stay in memory, all processes together.
         data_bytes: of all shards in the form in which they are kept.
@@ -101,7 +105,7 @@ class Plan:
     shards: int
     shard_rows: int
     choice: Choice
-    dense_bytes: float
+    inverse_bytes: float
     block: int
     cache_bytes: int
     data_bytes: float
@@ -115,10 +119,9 @@ class Plan:
         """Of the training set that stays in memory from pass to pass."""
         return min(1.0, self.cache_bytes / self.data_bytes) if self.data_bytes else 1.0
 
-    @property
-    def worker_bytes(self) -> int:
-        """What a local worker with its interpreter will never take; one that does is a runaway."""
-        return self.limit // self.slots * 3 // 2 + _INTERPRETER
+    def worker_bytes(self, threads: int) -> int:
+        """What a local worker of some threads will never take, interpreter included; else it is a runaway."""
+        return self.limit * threads // self.slots * 3 // 2 + _INTERPRETER
 
     def describe(self, seconds: Mapping[str, float]) -> dict[str, Any]:
         """The object that `influence-batch plan --json` prints.
@@ -160,13 +163,17 @@ def planned_slots(cluster: Any) -> int:
     if cluster.kind == "none":
         return 1
     if cluster.kind == "local":
-        workers = os.cpu_count() or 1 if cluster.workers == "auto" else cluster.workers
-        return int(workers * cluster.threads_per_worker)
+        return local_workers(cluster) * int(cluster.threads_per_worker)
     if cluster.kind == "class" and cluster.scale is not None:
         return int(cluster.scale)
     if cluster.kind == "class" and cluster.adapt is not None:
         return int(cluster.adapt.maximum)
     return _UNKNOWN_SLOTS
+
+
+def preconditioner_bytes(config: AuditConfig) -> float:
+    """What the preconditioner's factors may take; above that it is the diagonal."""
+    return min(512 * 1024**2, 0.15 * config.memory_limit)
 
 
 def model_width(config: AuditConfig, width: int) -> tuple[int, int]:
@@ -177,10 +184,73 @@ def model_width(config: AuditConfig, width: int) -> tuple[int, int]:
     return widths[-1] + config.model.intercept, max(widths) + config.model.intercept
 
 
-def shard_bytes(config: AuditConfig) -> float:
-    """Bytes of one opened shard."""
+def shard_rows(config: AuditConfig, width: int, outputs: int) -> int:
+    """Rows of one shard: what is made of them, features or a few values for each output, stays small."""
     slots = planned_slots(config.cluster)
-    return min(_SHARD_BYTES, _SHARD_SHARE * config.memory_limit / slots)
+    size = min(_SHARD_BYTES, _SHARD_SHARE * config.memory_limit / slots)
+    widest = max(model_width(config, width)[1], _OUTPUT_VALUES * outputs)
+    return max(1, int(size / (8.0 * widest)))
+
+
+@dataclass(frozen=True)
+class _Needs:
+    """Bytes that an audit takes whatever solver it has, and whatever of its data stays in memory.
+
+    Attributes:
+        rows: for vectors of n.
+        shards: for shards that are worked on.
+        shard_rows: of each of those.
+        block: number of test points that are solved together.
+        column: for each of them.
+        start: for the preconditioner.
+        fixed: the sum.
+    """
+
+    rows: float
+    shards: float
+    shard_rows: int
+    block: int
+    column: float
+    start: float
+    fixed: float
+
+
+def _needs(config: AuditConfig, sizes: Sizes, width: int, regression: bool) -> _Needs:
+    slots = planned_slots(config.cluster)
+    most = config.shard_rows or shard_rows(config, width, sizes.k)
+    most = min(most, sizes.n)
+    values = _SHARD_COPIES * model_width(config, width)[1] + 3.0 * _OUTPUT_VALUES * sizes.k
+    shards = slots * (8.0 * most * values + _WORKING)
+    start = min(8.0 * sizes.k * sizes.d**2, preconditioner_bytes(config))
+    rows = (_REGRESSION_ROW_BYTES if regression else _ROW_BYTES) * sizes.n
+    rows += 6.0 * 8.0 * min(sizes.n * sizes.k, FIT_SCORES)  # a noise matrix is fitted
+    column = 8.0 * sizes.p * (_BLOCK_COPIES + slots * _BLOCK_COPIES_A_SLOT)
+    share = _BLOCK_SHARE * config.memory_limit / column
+    block = int(min(max(share, 1), _MOST_TEST_POINTS_A_BLOCK, sizes.m))
+    return _Needs(rows, shards, most, block, column, start, _BASE + rows + shards + start + block * column)
+
+
+def _too_small(config: AuditConfig, sizes: Sizes, width: int, regression: bool, needs: _Needs) -> str:
+    """What is too large for memory_limit, how much would do, and what else there is to change."""
+    least = needs.fixed / _USABLE
+    # With more memory shards and blocks are larger.
+    while (more := _needs(_limited(config, least), sizes, width, regression)).fixed > _USABLE * least:
+        least = 1.02 * more.fixed / _USABLE
+    slots = planned_slots(config.cluster)
+    places = "place" if slots == 1 else "places"
+    return (
+        f"memory_limit: found {_size(config.memory_limit)}; this audit takes at least {_size(least)}: "
+        f"{_size(needs.rows)} for {sizes.n} rows, {_size(needs.shards)} for shards of {needs.shard_rows} "
+        f"rows at {slots} {places} at a time, {_size(needs.block * needs.column)} for {sizes.p} parameters "
+        f"and {_size(needs.start)} for what CG starts from. Raise memory_limit"
+        + (", lower shard_rows" if config.shard_rows else "")
+        + (", take fewer workers" if slots > 1 else "")
+        + (", or a step with fewer components" if sizes.d > width + 1 else "")
+    )
+
+
+def _limited(config: AuditConfig, limit: float) -> AuditConfig:
+    return config.model_copy(update={"memory_limit": int(limit)})
 
 
 def make_plan(config: AuditConfig, train: Dataset, n_test: int, classes: tuple[Any, ...] | None) -> Plan:
@@ -196,27 +266,17 @@ def make_plan(config: AuditConfig, train: Dataset, n_test: int, classes: tuple[A
         RunError: too small for the solver that the config asks for.
     """
     loss = make_loss(config.model.kind, None if classes is None else len(classes), config.model.temperature)
-    d, widest = model_width(config, train.width)
+    d, _ = model_width(config, train.width)
     n = train.n_rows
     sizes = Sizes(n, d, loss.outputs, n_test or min(config.influence.test_sample, n), loss)
     slots = planned_slots(config.cluster)
     limit = int(config.memory_limit)
     usable = _USABLE * limit
+    needs = _needs(config, sizes, train.width, classes is None)
+    if needs.fixed > usable:
+        raise InputError(_too_small(config, sizes, train.width, classes is None, needs))
     rows = max(ref.rows for ref in train.refs)
-    slot = _SHARD_COPIES * 8.0 * rows * widest + _WORKING
-    column = 8.0 * sizes.p * (_BLOCK_COPIES + slots * _BLOCK_COPIES_A_SLOT)
-    block = int(min(max(_BLOCK_SHARE * limit / column, 1), _MOST_TEST_POINTS_A_BLOCK, sizes.m))
-    fixed = _BASE + _ROW_BYTES * n + slots * slot + block * column
-    if fixed > usable:
-        raise InputError(
-            f"memory_limit: found {_size(limit)}; this audit takes at least {_size(fixed / _USABLE)}: "
-            f"{_size(_ROW_BYTES * n)} for {n} rows, {_size(slots * slot)} for shards of {rows} rows at "
-            f"{slots} {'place' if slots == 1 else 'places'} at a time, {_size(block * column)} for "
-            f"{sizes.p} parameters. Raise memory_limit"
-            + (", lower shard_rows" if config.shard_rows else "")
-            + (", take fewer workers" if slots > 1 else "")
-            + (", or a step with fewer components" if sizes.d > train.width + 1 else "")
-        )
+    block, column, fixed = needs.block, needs.column, needs.fixed
     # The sum and what is added to it; later the factor and the inverse. On workers the same again,
     # and what is on its way.
     copies = 2.0 if config.cluster.kind == "none" else 3.0 + 2.0 * slots
@@ -242,7 +302,7 @@ def make_plan(config: AuditConfig, train: Dataset, n_test: int, classes: tuple[A
     kept_width = d - config.model.intercept if compact else d
     narrow = compact and train.float32 and not redone
     data_bytes = (4.0 if narrow else 8.0) * n * kept_width
-    stages = tuple(_stages(sizes, choice, block, inverse, fixed, dense))
+    stages = tuple(_stages(sizes, choice, block, column, inverse, fixed, dense))
     parts = n * (8.0 * (4 * sizes.k + 12)) * 2 + 2 * dense + 400.0 * sizes.m * config.influence.top_k
     return Plan(
         sizes=sizes,
@@ -251,7 +311,7 @@ def make_plan(config: AuditConfig, train: Dataset, n_test: int, classes: tuple[A
         shards=train.n_shards,
         shard_rows=rows,
         choice=choice,
-        dense_bytes=inverse,
+        inverse_bytes=inverse,
         block=block,
         cache_bytes=cache,
         data_bytes=data_bytes,
@@ -263,7 +323,13 @@ def make_plan(config: AuditConfig, train: Dataset, n_test: int, classes: tuple[A
 
 
 def _stages(
-    sizes: Sizes, choice: Choice, block: int, inverse: float, fixed: float, dense: float
+    sizes: Sizes,
+    choice: Choice,
+    block: int,
+    column: float,
+    inverse: float,
+    fixed: float,
+    dense: float,
 ) -> Iterator[Stage]:
     n, d, k, m = sizes.n, sizes.d, sizes.k, sizes.m
     one_pass = 4.0 * n * d * k
@@ -271,7 +337,7 @@ def _stages(
     fit_flops = _FIT_PASSES * one_pass
     leverages = 2.0 * n * d**2 * pairs + (30.0 * n * k**3 if not sizes.loss.separable else 0.0)
     solves = (choice.direct_flops if choice.kind == "direct" else choice.cg_flops) + leverages
-    row_memory = fixed - block * 8.0 * sizes.p
+    row_memory = fixed - block * column
     yield Stage("read", 0.0, 1, row_memory)
     yield Stage("fit", fit_flops, _FIT_PASSES, row_memory)
     influence_passes = 2.0 if choice.kind == "direct" or inverse else float(n * k)
@@ -284,4 +350,5 @@ def _stages(
 
 
 def _size(size: float) -> str:
-    return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
+    """Rounded up, so that what is named is enough."""
+    return f"{ceil(size / 2**30 * 100) / 100:.2f} GiB" if size >= 2**30 else f"{ceil(size / 2**20)} MiB"

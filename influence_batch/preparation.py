@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import uuid
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from influence_batch.dataset.files import file_state
 from influence_batch.dataset.inspection import count_train_labels, find_classes
 from influence_batch.errors import InputError
 from influence_batch.influence.weights import check_exists
-from influence_batch.plan import Plan, make_plan, model_width, shard_bytes
+from influence_batch.plan import Plan, make_plan, shard_rows
 from influence_batch.report import RunWriter
 from influence_batch.stages import Prepared
 
@@ -37,7 +39,21 @@ def prepare(config: AuditConfig) -> Prepared:
         test_set = match_columns(train_set, _open(config, "test", features))
     if config.model.weights is not None:
         check_exists(config.model.weights)
-    return Prepared(config, train_set, test_set, regression)
+    paths = [ref.path for dataset in (train_set, test_set) if dataset for ref in dataset.refs]
+    paths += [config.model.weights] if config.model.weights else []
+    files = {path: file_state(path) for path in dict.fromkeys(paths)}
+    return Prepared(config, train_set, test_set, regression, files)
+
+
+def require_unchanged(prepared: Prepared) -> None:
+    """Refuse to go on with files that are no longer those the audit began with.
+
+    Raises:
+        InputError: naming the file.
+    """
+    for path, state in prepared.files.items():
+        if file_state(path) != state:
+            raise InputError(f"{path} has changed while it was audited; nothing is written, start again")
 
 
 def _open(config: AuditConfig, key: str, features: str | Sequence[str] | None) -> Dataset:
@@ -49,9 +65,7 @@ def _open(config: AuditConfig, key: str, features: str | Sequence[str] | None) -
         default_id=config.train.id,
         label=section.label or config.train.label,
         features=features,
-        shard_rows=config.shard_rows,
-        shard_bytes=shard_bytes(config),
-        model_width=lambda width: model_width(config, width)[1],
+        shard_rows=lambda width: config.shard_rows or shard_rows(config, width, 1),
     )
 
 
@@ -69,8 +83,11 @@ def _is_regression(config: AuditConfig, columns: Columns) -> bool:
     return kind == "squared" and numeric and task != "classification"
 
 
-def plan_audit(prepared: Prepared) -> Plan:
+def plan_audit(prepared: Prepared) -> tuple[Prepared, Plan]:
     """What the audit will take; reads the label column of train, to know its classes.
+
+    Returns:
+        The audit with shards that fit the number of its classes, and the plan.
 
     Raises:
         InputError: labels that are no classes, or a memory_limit that no way of doing it fits into.
@@ -87,10 +104,15 @@ def plan_audit(prepared: Prepared) -> Plan:
             )
     elif prepared.train.n_rows < 2:
         raise InputError("train.path: found one row; expected two or more")
-    return make_plan(config, prepared.train, 0 if prepared.test is None else prepared.test.n_rows, classes)
+    if config.shard_rows is None:
+        rows = shard_rows(config, prepared.train.width, 1 if classes is None else len(classes))
+        test_set = prepared.test and prepared.test.cut(rows)
+        prepared = replace(prepared, train=prepared.train.cut(rows), test=test_set)
+    n_test = 0 if prepared.test is None else prepared.test.n_rows
+    return prepared, make_plan(config, prepared.train, n_test, classes)
 
 
-def open_run(prepared: Prepared) -> RunWriter:
+def open_run(prepared: Prepared, plan: Plan) -> RunWriter:
     """Make sure that the report can be written, before any work, and find what a killed run has left.
 
     Raises:
@@ -100,19 +122,20 @@ def open_run(prepared: Prepared) -> RunWriter:
     config, columns = prepared.config, prepared.train.columns
     label_type = pa.float64() if prepared.regression else storage_type(columns.label_type)
     return RunWriter(
-        Path(config.reports), config.name, storage_type(columns.id_type), label_type, _key(prepared)
+        Path(config.reports), config.name, storage_type(columns.id_type), label_type, _key(prepared, plan)
     )
 
 
-def _key(prepared: Prepared) -> str:
-    """16 hexadecimal digits of all that the parts of a run depend on: config, files, code."""
+def _key(prepared: Prepared, plan: Plan) -> str:
+    """16 hexadecimal digits of all that parts depend on: config, files, code, how the data are cut."""
     config = prepared.config.model_dump(mode="json", exclude={"reports"})
-    content = [config, version("influence_batch"), files_of(prepared)]
+    cuts = [
+        [(ref.start, ref.rows) for ref in dataset.refs]
+        for dataset in (prepared.train, prepared.test)
+        if dataset is not None
+    ]
+    decided = [plan.block, plan.choice.kind, plan.inverse_bytes > 0, plan.compact]
+    content: list[Any] = [config, version("influence_batch"), dict(prepared.files), cuts, decided]
+    if any(state.startswith("unknown") for state in prepared.files.values()):
+        content.append(uuid.uuid4().hex)  # a change could not be seen: such a run is never taken up
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
-
-
-def files_of(prepared: Prepared) -> dict[str, str]:
-    """State of each file that the audit reads, which changes when the file does."""
-    paths = [ref.path for dataset in (prepared.train, prepared.test) if dataset for ref in dataset.refs]
-    weights = prepared.config.model.weights
-    return {path: file_state(path) for path in dict.fromkeys([*paths, *([weights] if weights else [])])}

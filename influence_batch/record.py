@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+import re
 import resource
 import sys
 from collections.abc import Mapping
@@ -17,11 +18,12 @@ import numpy as np
 from influence_batch.dataset import Dataset, Inspection
 from influence_batch.dataset.inspection import encode_all
 from influence_batch.detection import Reading
-from influence_batch.execution.parts import blocks
+from influence_batch.execution.parts import narrow_blocks
 from influence_batch.models import predict
 from influence_batch.stages import Crossed, Data, Explained, Model
 
 FORMAT = 1
+_SECRET = re.compile("pass|secret|token|credential|key", re.IGNORECASE)
 _PACKAGES = ("influence_batch", "numpy", "scipy", "pandas", "pyarrow", "fsspec", "pydantic")
 
 
@@ -36,7 +38,7 @@ def run_record(
 ) -> dict[str, Any]:
     """Content of run.json, as plain JSON types."""
     config = data.prepared.config
-    content = config.model_dump(mode="json")
+    content = _without_secrets(config.model_dump(mode="json"))
     points = crossed.test_points
     residual = points["residual"]
     n_test = len(residual)
@@ -87,7 +89,7 @@ def run_record(
         },
         "execution": {
             "cluster": config.cluster.kind,
-            "slots": data.plan.slots,
+            "slots": data.executor.slots,
             "memory_limit": int(config.memory_limit),
             "kept_in_memory": round(data.plan.kept_share, 4),
             "test_points_a_block": data.plan.block,
@@ -177,7 +179,7 @@ def _notes_on_classes(data: Data, explained: Explained) -> list[str]:
     loo_logits = explained.train.loo_logits
     hits = sum(
         int(np.count_nonzero(predict(data.loss, loo_logits[rows]) == given[rows]))
-        for rows in blocks(len(given))
+        for rows in narrow_blocks(len(given), data.loss.outputs)
     )
     right = hits / len(given)
     common = float(counts.max() / len(given))
@@ -197,6 +199,24 @@ def _notes_on_classes(data: Data, explained: Explained) -> list[str]:
             "nothing can be said of whether it is right, and its p_mislabeled is the mean of all."
         )
     return notes
+
+
+def _without_secrets(content: dict[str, Any]) -> dict[str, Any]:
+    """A config as it can be shown: arguments of a cluster class may have passwords among them."""
+
+    def shown(name: str, value: Any) -> Any:
+        if _SECRET.search(name) and not isinstance(value, (bool, type(None))):
+            return "(not recorded)"
+        return (
+            {key: shown(str(key), item) for key, item in value.items()} if isinstance(value, dict) else value
+        )
+
+    kwargs = content["cluster"].get("kwargs")
+    return (
+        content
+        if kwargs is None
+        else {**content, "cluster": {**content["cluster"], "kwargs": shown("", kwargs)}}
+    )
 
 
 def _versions() -> dict[str, str]:

@@ -19,17 +19,22 @@ from influence_batch.execution.parts import Store
 from influence_batch.influence import Fit, Objective, TrainInfluence
 from influence_batch.models import Loss
 from influence_batch.plan import Plan
-from influence_batch.solvers import InverseHessian, SolveResult
+from influence_batch.solvers import Deferred, SolveResult
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What config and file footers say: `read` does the rest."""
+    """What config and file footers say: `read` does the rest.
+
+    Attributes:
+        files: state of each file that the audit reads, before it does.
+    """
 
     config: AuditConfig
     train: Dataset
     test: Dataset | None
     regression: bool
+    files: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -37,14 +42,12 @@ class Data:
     """Checked data: datasets that encode their labels, ids and labels of every row, the loss.
 
     Attributes:
-        files: state of each file before it was read.
         executor: where shards are worked on.
         store: where the stages keep what they have computed.
     """
 
     prepared: Prepared
     plan: Plan
-    files: Mapping[str, str]
     train: Dataset
     test: Dataset | None
     train_inspection: Inspection
@@ -73,9 +76,10 @@ class Model:
 
 @dataclass(frozen=True)
 class Explained:
-    """The inverse Hessian, and what it says of each training example."""
+    """The inverse Hessian of so many parameters, and what it says of each training example."""
 
-    inverse: InverseHessian
+    inverse: Deferred
+    parameters: int
     train: TrainInfluence
 
 

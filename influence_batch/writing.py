@@ -8,12 +8,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from influence_batch.dataset.files import file_state
 from influence_batch.detection import Reading, rank_by_doubt, select_suspects
-from influence_batch.errors import InputError
-from influence_batch.execution.parts import blocks
+from influence_batch.execution.parts import narrow_blocks
 from influence_batch.influence import TrainInfluence
 from influence_batch.models import predict
+from influence_batch.preparation import require_unchanged
 from influence_batch.record import run_record
 from influence_batch.report import RunWriter
 from influence_batch.stages import Clock, Crossed, Data, Explained, Model, Outcome
@@ -40,7 +39,7 @@ def write(
         listed: list[pa.Table] = []
 
         def tables() -> Iterator[Mapping[str, Any]]:
-            for rows in blocks(data.train.n_rows):
+            for rows in narrow_blocks(data.train.n_rows, data.loss.outputs):
                 table = _examples(data, explained.train, crossed, reading, rank, suspect, rows)
                 listed.append(table.filter(pa.array(suspect[rows])))
                 yield table
@@ -57,9 +56,7 @@ def write(
         writer.write_arrays("model.npz", arrays)
         for number, step in enumerate(model.objective.dataset.steps):
             writer.write_arrays(f"features-{number}-{step.kind}.npz", vars(step))
-    for path, state in data.files.items():
-        if file_state(path) != state:
-            raise InputError(f"{path} has changed while it was audited; nothing is written, start again")
+    require_unchanged(data.prepared)
     record = run_record(data, model, explained, crossed, reading, int(suspect.sum()), clock.seconds)
     return Outcome(writer.commit(record), record)
 

@@ -86,17 +86,29 @@ def find_files(path: str, key: str) -> list[ParquetFileInfo]:
 
 
 def file_state(path: str) -> str:
-    """What changes when the file does: size, times, ETag, whatever its file system tells.
+    """What changes when the content of a file does: size with time, inode, ETag or version.
+
+    Begins with `unknown` where the file system tells nothing but the size.
 
     Raises:
         InputError: the file is gone.
     """
     try:
         filesystem, root = url_to_fs(path)
-        state: str = filesystem.ukey(root)
+        # Listings are remembered; the question is what is there now.
+        filesystem.invalidate_cache()
+        info = filesystem.info(root)
     except FileNotFoundError:
         raise InputError(f"{path} is gone; expected it to stay as it was when the audit began") from None
-    return state
+    stamps = {key: str(info[key]) for key in _STAMPS if info.get(key) is not None}
+    return f"{'' if stamps else 'unknown '}size {info.get('size')} {stamps}"
+
+
+# As the file systems of fsspec call them.
+_STAMPS = (
+    "mtime", "ino", "ETag", "etag", "LastModified", "last_modified", "updated", "md5Hash", "generation",
+    "version_id", "VersionId",
+)  # fmt: skip
 
 
 def natural(name: str) -> list[str | int]:

@@ -68,6 +68,8 @@ def inspect(
         elif not bad:
             table.write(index, columns)
         progress(done, dataset.n_shards)
+    if raw.token != dataset.token:
+        executor.release(raw)
     if bad:
         _refuse(dataset, [bad[index] for index in sorted(bad)])
     stored = table.columns()

@@ -114,8 +114,11 @@ def plan_shards(files: Sequence[ParquetFileInfo], shard_rows: int) -> tuple[Shar
     return tuple(refs)
 
 
-def read_rows(ref: ShardRef, names: Sequence[str], key: str) -> pa.Table:
+def read_rows(ref: ShardRef, names: Sequence[str], key: str, token: str = "") -> pa.Table:
     """The columns `names` of a shard's rows.
+
+    Args:
+        token: of the dataset, if it is read again.
 
     Raises:
         InputError: the file is missing or damaged.
@@ -124,27 +127,44 @@ def read_rows(ref: ShardRef, names: Sequence[str], key: str) -> pa.Table:
         whole = sum(file.metadata.row_group(g).num_rows for g in ref.row_groups)
         if ref.skip == 0 and ref.rows == whole:
             return file.read_row_groups(list(ref.row_groups), columns=list(names))
-    reader = getattr(_READERS, "reader", None)
-    if reader is None or not reader.reaches(ref, names):
+    # One reader for each choice of columns: features and ids are read in turns. It knows its dataset, for
+    # a worker lives longer than a file does.
+    if not hasattr(_READERS, "by_columns"):
+        _READERS.by_columns = {}
+    readers: dict[tuple[str, ...], _GroupReader] = _READERS.by_columns
+    reader = readers.pop(tuple(names), None)
+    if reader is None or not reader.reaches(ref, token):
         if reader is not None:
             reader.close()
-        reader = _READERS.reader = _GroupReader(ref, names, key)
-    table: pa.Table = reader.read(ref)
+        reader = _GroupReader(ref, names, key, token)
+    table = reader.read(ref)
+    # Only now, for one that has failed is not asked again; and not at its end, where it holds a file open.
+    if token and not reader.exhausted:
+        readers[tuple(names)] = reader
+    else:
+        reader.close()
     return table
 
 
 class _GroupReader:
     """Reads one large row group from its start on, so that its shards in order cost one pass together."""
 
-    def __init__(self, ref: ShardRef, names: Sequence[str], key: str) -> None:
+    def __init__(self, ref: ShardRef, names: Sequence[str], key: str, token: str) -> None:
         self._of = (ref.path, ref.row_groups, tuple(names))
+        self._token = token
+        self._rows = -1
         self._batches = self._iterate(key)
         self._at = 0
         self._left: pa.RecordBatch | None = None
 
-    def reaches(self, ref: ShardRef, names: Sequence[str]) -> bool:
-        """Whether the rows of `ref` are still ahead."""
-        return (ref.path, ref.row_groups, tuple(names)) == self._of and self._at <= ref.skip
+    def reaches(self, ref: ShardRef, token: str) -> bool:
+        """Whether the rows of `ref` of that dataset are still ahead."""
+        same = (ref.path, ref.row_groups, token) == (*self._of[:2], self._token)
+        return same and self._at <= ref.skip
+
+    @property
+    def exhausted(self) -> bool:
+        return self._at >= self._rows
 
     def read(self, ref: ShardRef) -> pa.Table:
         found = []
@@ -160,8 +180,7 @@ class _GroupReader:
                 found.append(batch.slice(low, high - low))
             if high < batch.num_rows:
                 self._left = batch.slice(high)
-            self._at += max(high, 0)
-        # A reader at the end of its file would hold it open for nothing.
+            self._at += high
         return pa.Table.from_batches(found) if found else pa.table({})
 
     def close(self) -> None:
@@ -176,6 +195,7 @@ class _GroupReader:
                 file.metadata.row_group(g).total_byte_size / max(file.metadata.row_group(g).num_rows, 1)
                 for g in groups
             )
+            self._rows = sum(file.metadata.row_group(g).num_rows for g in groups)
             rows = int(min(max(_READ_BYTES / max(row_bytes, 1.0), 64), 65_536))
             yield from file.iter_batches(rows, row_groups=list(groups), columns=list(names))
 
@@ -229,6 +249,16 @@ class Dataset:
         """This dataset with other steps, classes, intercept or way of keeping shards."""
         changed = replace(self, **changes, token=uuid.uuid4().hex)
         return replace(changed, token=self.token) if changed._keeps_what(self) else changed
+
+    def cut(self, rows: int) -> Dataset:
+        """This dataset in shards of at most so many rows; smaller ones stay as they are."""
+        refs: list[ShardRef] = []
+        for ref in self.refs:
+            edges = np.linspace(0, ref.rows, -(-ref.rows // rows) + 1).astype(int)
+            for low, high in pairwise(edges.tolist()):
+                more = {"skip": ref.skip + low, "start": ref.start + low, "file_row": ref.file_row + low}
+                refs.append(replace(ref, rows=high - low, **more))
+        return self.having(refs=tuple(refs)) if len(refs) > len(self.refs) else self
 
     def raw(self) -> RawSource:
         """The same shards, as the files have them."""
@@ -308,7 +338,7 @@ class Dataset:
         return _plain(self._read(ref, [self.columns.id]).column(self.columns.id))
 
     def _read(self, ref: ShardRef, names: Sequence[str]) -> pa.Table:
-        table = read_rows(ref, names, self.key)
+        table = read_rows(ref, names, self.key, self.token)
         if table.num_rows != ref.rows:
             raise InputError(f"{self.key}.path: {ref.path} has changed while it was read; start again")
         return table

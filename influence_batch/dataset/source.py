@@ -18,18 +18,15 @@ def open_dataset(
     id: str | None,
     label: str,
     features: str | Sequence[str] | None,
-    shard_rows: int | None,
-    shard_bytes: float,
+    shard_rows: int | Callable[[int], int],
     default_id: str | None = None,
-    model_width: Callable[[int], int] = lambda width: width + 1,
 ) -> Dataset:
     """Find the files of a dataset and check their schemas; reads footers, and one row of lists.
 
     Args:
         key: `train` or `test`, for messages.
         path, id, label, features: as in the config.
-        shard_rows: rows a shard; None for as many as fit into `shard_bytes` of float64 features.
-        model_width: most features that the model makes of those in the files.
+        shard_rows: most rows of a shard, or a function that gives them for a number of features.
         default_id: id column to use where `id` is None and the files have it.
 
     Raises:
@@ -40,7 +37,7 @@ def open_dataset(
         id = default_id
     columns = resolve_columns(files, key, id=id, label=label, features=features)
     width = feature_width(files, columns, key)
-    rows = shard_rows or max(1, int(shard_bytes / (8.0 * model_width(width))))
+    rows = shard_rows if isinstance(shard_rows, int) else shard_rows(width)
     return Dataset(key, columns, plan_shards(files, rows), width, float32=holds_in_float32(files, columns))
 
 

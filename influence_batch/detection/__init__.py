@@ -8,6 +8,7 @@ from influence_batch.detection.suspects import (
     rank_by_doubt,
     read_classes,
     read_numbers,
+    reading_parts,
     select_suspects,
     with_loo_of,
 )
@@ -22,6 +23,7 @@ __all__ = [
     "rank_by_doubt",
     "read_classes",
     "read_numbers",
+    "reading_parts",
     "score_outliers",
     "select_suspects",
     "with_loo_of",

@@ -15,10 +15,10 @@ from influence_batch.detection.outliers import (
     score_outliers,
     tail_probability,
 )
-from influence_batch.execution.parts import InMemoryStore, Table, blocks, take
+from influence_batch.execution.parts import InMemoryStore, Table, blocks, narrow_blocks, take
 
 # A noise matrix is fitted to this many class scores, if there are more, and to no fewer rows than this.
-_FIT_SCORES, _FIT_ROWS = 2_000_000, 5_000
+FIT_SCORES, _FIT_ROWS = 2_000_000, 5_000
 # The second reading of a disagreement (the classes are separable, the label is wrong) is taken at this
 # share of the fitted temperature.
 _SHARP = 0.25
@@ -70,7 +70,7 @@ def read_classes(scores: Any, given: np.ndarray, table: Table | None = None) -> 
     Args:
         scores: (n, k), an array or a column whose slices are.
         given: (n,) codes of the given labels.
-        table: where the columns of the reading go, cut as `blocks(n)` (default: memory).
+        table: where the columns of the reading go, cut as `reading_parts` (default: memory).
     """
     n = len(given)
     sampled = fit_sample(n, scores[0:1].shape[1])
@@ -82,9 +82,10 @@ def read_classes(scores: Any, given: np.ndarray, table: Table | None = None) -> 
     # Without its only example a label does not exist, and no model without it can speak for it.
     alone = np.bincount(given, minlength=some.shape[1]) == 1
     del some
-    table = table or InMemoryStore().table("reading", [(part.start, part.stop) for part in blocks(n)])
+    parts = reading_parts(n, shares.size)
+    table = table or InMemoryStore().table("reading", [(part.start, part.stop) for part in parts])
     for number in table.missing:
-        part = blocks(n)[number]
+        part = parts[number]
         read = _read_some(scores[part], given[part], model, rate, alone)
         table.write(number, {**read, "sharp": _doubtful(scores[part], given[part], sharp)})
     columns: dict[str, Any] = table.columns()
@@ -106,9 +107,14 @@ def read_classes(scores: Any, given: np.ndarray, table: Table | None = None) -> 
     )
 
 
+def reading_parts(n: int, k: int) -> list[slice]:
+    """Rows that are read at a time."""
+    return narrow_blocks(n, k)
+
+
 def fit_sample(n: int, k: int) -> np.ndarray:
     """Rows (s,) that a noise matrix is fitted to: all of them, or as many as do for a sure fit."""
-    most = max(_FIT_SCORES // k, _FIT_ROWS)
+    most = max(FIT_SCORES // k, _FIT_ROWS)
     if n <= most:
         return np.arange(n)
     return np.sort(np.random.default_rng(0).choice(n, most, replace=False))

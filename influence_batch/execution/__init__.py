@@ -1,6 +1,6 @@
 """Map and reduce over the shards of a dataset: the one place that decides where work runs."""
 
-from influence_batch.execution.clusters import open_executor
+from influence_batch.execution.clusters import local_workers, open_executor
 from influence_batch.execution.gather import gather_rows
 from influence_batch.execution.in_process import InProcessExecutor
 from influence_batch.execution.reduction import Executor, Reduction, RowArray, ShardedSource, add, in_order
@@ -14,5 +14,6 @@ __all__ = [
     "add",
     "gather_rows",
     "in_order",
+    "local_workers",
     "open_executor",
 ]

@@ -40,7 +40,7 @@ def open_executor(
         cache_bytes: how much of the shards stays in memory, all workers together.
         worker_memory: bytes at which a local worker is taken for a runaway and ended (default: the
             machine's memory in equal parts).
-        scratch: folder for shards that do not fit, where they are worked on in this process; workers
+        scratch: folder for shards that do not fit, of this process and of local workers; other workers
             have folders of their own.
 
     Raises:
@@ -56,7 +56,7 @@ def open_executor(
     with ExitStack() as stack:
         stack.enter_context(_quiet())
         if isinstance(cluster, LocalCluster):
-            client, timeout = stack.enter_context(_local(cluster, worker_memory)), _LOCAL_TIMEOUT
+            client, timeout = stack.enter_context(_local(cluster, worker_memory, scratch)), _LOCAL_TIMEOUT
             where, remedy = "this machine", "see whether it has memory and processes left"
         elif isinstance(cluster, ClusterAddress):
             client, timeout = stack.enter_context(_connected(cluster)), cluster.timeout
@@ -79,14 +79,20 @@ def open_executor(
         yield executor
 
 
-@contextmanager
-def _local(cluster: LocalCluster, worker_memory: int | None) -> Iterator[Any]:
-    import dask
+def local_workers(cluster: LocalCluster) -> int:
+    """Number of workers; `auto` is a worker for each core that this process may use."""
     from dask.system import CPU_COUNT
+
+    return int(CPU_COUNT if cluster.workers == "auto" else cluster.workers)
+
+
+@contextmanager
+def _local(cluster: LocalCluster, worker_memory: int | None, scratch: Path | None) -> Iterator[Any]:
+    import dask
     from distributed import LocalCluster as Processes
     from distributed.system import MEMORY_LIMIT
 
-    workers = CPU_COUNT if cluster.workers == "auto" else cluster.workers
+    workers = local_workers(cluster)
     # The pipeline plans its memory itself: Dask would write shards to disk that can be read again.
     config = {
         "distributed.scheduler.work-stealing": False,
@@ -108,6 +114,7 @@ def _local(cluster: LocalCluster, worker_memory: int | None) -> Iterator[Any]:
                 worker_dashboard_address="127.0.0.1:0",
                 memory_limit=worker_memory or MEMORY_LIMIT // workers,
                 silence_logs=logging.CRITICAL,
+                local_directory=None if scratch is None else str(scratch),
             )
 
         remedy = "free memory or ports, or set fewer cluster.workers"

@@ -43,7 +43,7 @@ class InProcessExecutor:
         total = reduction.empty()
         for _, partial in self.map(source, reduction.map, state, rows):
             total = reduction.combine(total, partial)
-        return total
+        return reduction.finalize(total)
 
     def map(
         self,

@@ -34,6 +34,8 @@ _FAN_IN = 8
 # A state below this goes with every task; above, once with a task of its own. Measured on two local
 # workers, inline and as a task: 60 kB in 19 and 25 ms a pass, 0.5 MB in 26 and 28, 4 MB in 50 and 42.
 _INLINE_BYTES = 100_000
+# Row-aligned values that go with the tasks of one pass all at once; more go shard by shard.
+_MOST_ROWS = 32 * 1024**2
 _POLL = 1.0
 # A worker that is lost may come back under another address (a nanny starts it again): its shards are
 # only spread over the others when it does not.
@@ -45,21 +47,25 @@ class _Held:
     """A dataset on the cluster.
 
     Attributes:
-        source: future of the dataset itself.
+        source: as the last pass had it: equal tokens are kept alike, and may be opened differently.
+        sent: its future.
         holdings: future and room, in bytes, by worker and shards.
     """
 
-    source: Future
+    source: ShardedSource
+    sent: Future
     holdings: dict[tuple[str, tuple[int, ...]], tuple[Future, int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class _Part:
-    """What one slot has to do: its worker, its shards and where they come from (a holding or the dataset)."""
+    """What one slot has to do: its worker, its shards, the future of its holding (None: read them), and
+    that of the dataset."""
 
     address: str
     shards: tuple[int, ...]
-    held: Future
+    held: Future | None
+    source: Future
 
 
 @dataclass
@@ -68,7 +74,8 @@ class _Queue:
 
     address: str
     shards: deque[int]
-    held: Future
+    held: Future | None
+    source: Future
     busy: int = 0
 
 
@@ -133,7 +140,13 @@ class DaskExecutor:
         rows: Mapping[str, RowArray] | None = None,
     ) -> T:
         if source.n_shards == 0:
-            return reduction.empty()
+            return reduction.finalize(reduction.empty())
+        if rows and _row_bytes(rows) * source.bounds(source.n_shards - 1)[1] > _MOST_ROWS:
+            # Not all rows at once: a shard's at a time, some shards in flight.
+            total = reduction.empty()
+            for _, value in self.map(source, reduction.map, state, rows):
+                total = reduction.combine(total, value)
+            return reduction.finalize(total)
         # Before anything is sent: Dask may send it to any worker, so each must be known to fit.
         self._settled()
         parts = self._placed(source)
@@ -147,6 +160,7 @@ class DaskExecutor:
                     self._submit(
                         reduce_shards,
                         part.held,
+                        part.source,
                         reduction,
                         sent,
                         cut(rows, *span),
@@ -159,7 +173,7 @@ class DaskExecutor:
             total = self._fetched(futures[0], futures)
             for future in futures[1:]:
                 total = reduction.combine(total, self._fetched(future, futures))
-            return total
+            return reduction.finalize(total)
         finally:
             _release(*futures, sent)
 
@@ -207,7 +221,14 @@ class DaskExecutor:
                     wanted.remove(index)
                     values = cut(rows, *source.bounds(index))
                     future = self._submit(
-                        map_shard, chosen.held, index, function, sent, values, at=chosen.address
+                        map_shard,
+                        chosen.held,
+                        chosen.source,
+                        index,
+                        function,
+                        sent,
+                        values,
+                        at=chosen.address,
                     )
                     chosen.busy += 1
                     flight[str(future.key)] = _Task(future, index, chosen)
@@ -228,7 +249,7 @@ class DaskExecutor:
         """Forget the shards of a dataset that will not be asked for again."""
         held = self._datasets.pop(source.token, None)
         if held is not None:
-            _release(*(future for future, _ in held.holdings.values()), held.source)
+            _release(*(future for future, _ in held.holdings.values()), held.sent)
 
     def _placed(self, source: ShardedSource) -> list[_Part]:
         """The slots that have shards of a dataset, with futures of what they hold."""
@@ -244,10 +265,10 @@ class DaskExecutor:
         for address, run in runs:
             if run and (address, run) not in held.holdings:
                 room = self._room(source.token) if room is None else room
-                future = self._submit(hold, held.source, run, room, at=address, priority=1)
+                future = self._submit(hold, held.sent, run, room, at=address, priority=1)
                 held.holdings[address, run] = future, room
             if run:
-                parts.append(_Part(address, run, held.holdings[address, run][0]))
+                parts.append(_Part(address, run, held.holdings[address, run][0], held.sent))
         return parts
 
     def _queues(self, source: ShardedSource, wanted: Collection[int], *, whole: bool) -> list[_Queue]:
@@ -257,11 +278,16 @@ class DaskExecutor:
         else:
             held = self._dataset(source)
             parts = [
-                _Part(address, run, held.holdings.get((address, run), (held.source, 0))[0])
+                _Part(address, run, held.holdings.get((address, run), (None, 0))[0], held.sent)
                 for address, run in self._runs(source)
             ]
         return [
-            _Queue(part.address, deque(index for index in part.shards if index in wanted), part.held)
+            _Queue(
+                part.address,
+                deque(index for index in part.shards if index in wanted),
+                part.held,
+                part.source,
+            )
             for part in parts
         ]
 
@@ -273,8 +299,12 @@ class DaskExecutor:
 
     def _dataset(self, source: ShardedSource) -> _Held:
         held = self._datasets.get(source.token)
-        if held is None or held.source.status in ("error", "cancelled"):
-            held = self._datasets[source.token] = _Held(self._submit(same, source))
+        if held is None:
+            held = self._datasets[source.token] = _Held(source, self._submit(same, source))
+        elif held.source is not source or held.sent.status in ("error", "cancelled"):
+            # Tasks in flight keep what they were given.
+            _release(held.sent)
+            held.source, held.sent = source, self._submit(same, source)
         return held
 
     def _room(self, token: str) -> int:
@@ -412,6 +442,11 @@ class DaskExecutor:
 
 async def _gather(client: Client, future: Future) -> Any:
     return (await client.gather([future], asynchronous=True))[0]
+
+
+def _row_bytes(rows: Mapping[str, RowArray]) -> int:
+    """Of one row of all the arrays."""
+    return sum(values[0:1].nbytes for values in rows.values())
 
 
 def _next(queues: Sequence[_Queue], window: int) -> Iterator[_Queue]:

@@ -25,7 +25,7 @@ class Holding:
     """Some shards of a dataset on one worker: those that fit are kept, the others read at every pass.
 
     Attributes:
-        source: the dataset.
+        source: the dataset, as it was when they were loaded.
         shards: their numbers, neighbours in order.
         kept: loaded shards by number.
         on_disk: the others, once loaded, on a disk of the worker.
@@ -45,14 +45,14 @@ class Holding:
         return object.__sizeof__(self) + self.nbytes
 
     def shard(self, index: int) -> Any:
-        """One shard, as map functions get it."""
+        """One shard, in the form in which it is kept."""
         kept = self.kept.get(index)
         if kept is None:
             kept = self.on_disk.get(index)
         if kept is None:
             kept = self.source.load(index)
             self.on_disk.put(index, kept)
-        return self.source.open(kept)
+        return kept
 
 
 def _in_words(function: Callable[P, T]) -> Callable[P, T]:
@@ -104,24 +104,31 @@ def hold(source: ShardedSource, shards: tuple[int, ...], room: int) -> Holding:
 
 
 @_in_words
-def reduce_shards(holding: Holding, reduction: Reduction[T], state: Any, rows: Rows) -> T:
-    """The partial result of all shards of a holding; `rows` are cut to them together."""
-    source, state, total = holding.source, _opened(state), reduction.empty()
+def reduce_shards(
+    holding: Holding, source: ShardedSource, reduction: Reduction[T], state: Any, rows: Rows
+) -> T:
+    """The partial result of all shards of a holding, opened by `source`; `rows` are cut to them together."""
+    state, total = _opened(state), reduction.empty()
     first = source.bounds(holding.shards[0])[0]
     for index in holding.shards:
         start, stop = source.bounds(index)
         part = cut(rows, start - first, stop - first)
-        total = reduction.combine(total, reduction.map(holding.shard(index), state, part))
+        total = reduction.combine(total, reduction.map(source.open(holding.shard(index)), state, part))
     return total
 
 
 @_in_words
 def map_shard(
-    held: Holding | ShardedSource, index: int, function: MapFunction[T], state: Any, rows: Rows
+    holding: Holding | None,
+    source: ShardedSource,
+    index: int,
+    function: MapFunction[T],
+    state: Any,
+    rows: Rows,
 ) -> T:
-    """The value of one shard, of a holding or read from its dataset."""
-    shard = held.shard(index) if isinstance(held, Holding) else held.open(held.load(index))
-    return function(shard, _opened(state), rows)
+    """The value of one shard, of a holding or read from its dataset, opened by `source`."""
+    kept = source.load(index) if holding is None else holding.shard(index)
+    return function(source.open(kept), _opened(state), rows)
 
 
 @_in_words

@@ -21,6 +21,7 @@ _LOG = logging.getLogger("influence_batch")
 
 # Rows that are worked on together where neither shards nor parts matter.
 _STRIDE = 65_536
+_BLOCK_NUMBERS = 2**21
 # Marks the columns that were numpy arrays.
 _NUMPY = b"numpy"
 
@@ -59,7 +60,7 @@ class Store(Protocol):
         ...
 
     def remember(self, name: str, compute: Callable[[], Arrays]) -> Arrays:
-        """A few arrays without parts, computed unless they are there."""
+        """A few arrays without parts, computed unless an earlier process has left them."""
         ...
 
     def save(self, name: str, arrays: Arrays) -> None:
@@ -67,7 +68,7 @@ class Store(Protocol):
         ...
 
     def saved(self, name: str) -> Arrays | None:
-        """Arrays that were saved or remembered, None where there are none."""
+        """Arrays that were saved, None where there are none."""
         ...
 
 
@@ -115,10 +116,12 @@ class StoreOnDisk:
         self._folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         self.taken_over: dict[str, tuple[int, int]] = {}
+        # What an earlier process has left: a stage that is tried again finds its own parts too.
+        self._left = {path for path in folder.rglob("*") if path.suffix in (".arrow", ".npz")}
 
     def table(self, name: str, bounds: Sequence[tuple[int, int]]) -> Table:
         table = _TableOnDisk(self._folder / name, bounds)
-        found = len(bounds) - len(table.missing)
+        found = sum(path.parent == self._folder / name for path in self._left)
         if found:
             self._say(name, found, len(bounds))
         return table
@@ -126,7 +129,8 @@ class StoreOnDisk:
     def remember(self, name: str, compute: Callable[[], Arrays]) -> Arrays:
         found = self.saved(name)
         if found is not None:
-            self._say(name, 1, 1)
+            if self._folder / f"{name}.npz" in self._left:
+                self._say(name, 1, 1)
             return found
         arrays = compute()
         self.save(name, arrays)
@@ -245,6 +249,21 @@ def whole_or_nothing(path: Path, write: Callable[[Path], None]) -> None:
     with temporary.open("rb") as stream:
         os.fsync(stream.fileno())
     os.replace(temporary, path)
+    flush_folder(path.parent)
+
+
+def narrow_blocks(n: int, width: int) -> list[slice]:
+    """The same for rows of so many numbers: the more, the fewer rows at a time."""
+    return blocks(n, int(min(max(_BLOCK_NUMBERS // width, 256), _STRIDE)))
+
+
+def flush_folder(folder: Path) -> None:
+    """Bring the names in a folder to the disk: without it, one written later may outlive an earlier one."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _part_path(folder: Path, part: int) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
@@ -41,9 +42,14 @@ class ShardedSource(Protocol):
     def open(self, kept: Any) -> Any: ...
 
 
+def as_it_is(value: T) -> T:
+    """What `finalize` does where there is nothing left to do."""
+    return value
+
+
 @dataclass(frozen=True)
 class Reduction(Generic[T]):
-    """`map` on every shard, `combine` in any grouping of neighbours.
+    """`map` on every shard, `combine` in any grouping of neighbours, `finalize` what comes out.
 
     Args:
         map: `(shard, state, rows) -> partial`, a top-level function, so that it can be sent to a
@@ -51,11 +57,13 @@ class Reduction(Generic[T]):
             with the training examples, cut to the shard's. The partial shares no memory with them.
         combine: associative; may use the memory of its left argument for the result.
         empty: the value of no shards at all.
+        finalize: of the whole; the result of the reduction.
     """
 
     map: MapFunction[T]
     combine: Callable[[T, T], T]
     empty: Callable[[], T]
+    finalize: Callable[[T], T] = as_it_is
 
 
 class Executor(Protocol):
@@ -117,9 +125,21 @@ def nothing() -> Any:
     return None
 
 
-def sum_over_shards(function: MapFunction[Any]) -> Reduction[Any]:
-    """The reduction that adds up what `function` gives for every shard."""
-    return Reduction(function, add, nothing)
+def sum_over_shards(function: MapFunction[Any], divisor: float = 1.0) -> Reduction[Any]:
+    """The reduction that adds up what `function` gives for every shard, and divides the sum."""
+    return Reduction(function, add, nothing, partial(divide, by=divisor))
+
+
+def divide(total: Any, by: float) -> Any:
+    """An array or a tuple of them over a number; an array in place, if it can be."""
+    if total is None or by == 1.0:
+        return total
+    if isinstance(total, tuple):
+        return tuple(divide(item, by) for item in total)
+    if isinstance(total, np.ndarray) and total.flags.writeable:
+        total /= by
+        return total
+    return total / by
 
 
 def cut(rows: Mapping[str, RowArray] | None, start: int, stop: int) -> dict[str, np.ndarray]:

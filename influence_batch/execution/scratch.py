@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import shutil
 import tempfile
+import threading
 import weakref
 from dataclasses import fields, replace
 from pathlib import Path
@@ -50,15 +51,17 @@ class Scratch:
             for field in fields(shard)
             if isinstance(getattr(shard, field.name), (np.ndarray, pa.Array))
         }
+        temporary = self._path(index).with_name(f".{index}-{threading.get_ident()}.tmp")
         try:
-            write_columns(self._path(index), arrays)
+            write_columns(temporary, arrays)
+            temporary.replace(self._path(index))
         except OSError as error:
-            self._path(index).unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
             self._give_up(error)
         else:
             self._kept[index] = replace(shard, **dict.fromkeys(arrays))
 
-    def get(self, index: int) -> Any | None:
+    def get(self, index: int) -> Any:
         """The shard, its arrays mapped and read-only; None where it is not kept."""
         shard = self._kept.get(index)
         if shard is None or self._folder is None:

@@ -18,8 +18,6 @@ _OURS = "influence_batch"
 # What is sent between processes is made by these, and they promise nothing between versions.
 _SAME = ("python", "dask", "distributed", _OURS)
 _COMPARED = (*_SAME, "numpy", "scipy", "pandas", "pyarrow")
-# A scheduler unpacks tasks, so it needs this package, but it computes nothing.
-_OF_SCHEDULER = _SAME
 
 
 def check_scheduler(client: Client) -> None:
@@ -73,7 +71,8 @@ def _compare(
             f"cluster: {where} has no {_OURS}; install {_OURS} {here[_OURS] or ''}".rstrip()
             + " and its dependencies in the environment of the scheduler and of every worker"
         )
-    for name in _OF_SCHEDULER if scheduler else _COMPARED:
+    # A scheduler unpacks tasks, so it needs this package, but it computes nothing.
+    for name in _SAME if scheduler else _COMPARED:
         if here[name] == there[name] or (name == _OURS and here[name] is None):
             continue
         found = f"{where} has {name} {there[name] or '(none)'}, this process has {here[name] or '(none)'}"

@@ -54,6 +54,7 @@ def fit(
     start: np.ndarray | None = None,
     progress: Callable[[int, float], None] = lambda iteration, gradient_norm: None,
     checkpoint: Callable[[np.ndarray], None] = lambda weights: None,
+    may_assemble: bool = True,
 ) -> Fit:
     """Minimise J by Newton's method with backtracking.
 
@@ -64,6 +65,7 @@ def fit(
         tolerance: largest relative gradient norm; see `Fit`.
         start: weights (k, d) to start from.
         checkpoint: called with the weights of every iteration, from which a fit can go on.
+        may_assemble: whether there is memory for a large Hessian.
 
     Raises:
         RunError: the tolerance was not reached; with the remedy.
@@ -74,6 +76,7 @@ def fit(
     weights = zero if start is None else start
     point = at_zero if start is None else objective.at(weights)
     method = _first_method(objective)
+    most = _most_iterations(objective) if may_assemble else _CG_ITERATIONS
     previous = np.inf
     # Where curvature all but vanishes (a saturated hinge) Newton steps are wild: damping them as
     # Levenberg and Marquardt do, only while steps get cut, keeps the end quadratic.
@@ -82,7 +85,7 @@ def fit(
         norm = float(np.linalg.norm(point.gradient)) / scale
         progress(iteration, norm)
         if norm <= tolerance:
-            weights, point = _polish(objective, weights, point, method)
+            weights, point = _polish(objective, weights, point, method, most)
             norm = float(np.linalg.norm(point.gradient)) / scale
             return Fit(weights, point.value, norm, iteration, method)
         if iteration == max_iterations or not np.isfinite(norm):
@@ -90,7 +93,7 @@ def fit(
         forcing = min(0.1, np.sqrt(norm), 0.5 * norm / previous if previous < np.inf else 0.1)
         previous = norm
         damped = objective.with_damping(damping).hessian(weights)
-        step, method = _newton_step(damped, point, method, max(forcing, 0.1 * tolerance / norm))
+        step, method = _newton_step(damped, point, method, max(forcing, 0.1 * tolerance / norm), most)
         moved = _line_search(objective, weights, point, step)
         if moved is None and damping >= unit:
             break
@@ -123,10 +126,11 @@ def _most_iterations(objective: Objective) -> int:
     return max(int(d * pairs / (_PASS_WORTH * k)), 10) if size <= _ASSEMBLY_SIZE else _CG_ITERATIONS
 
 
-def _newton_step(hessian: HessianOperator, point: Point, method: str, rtol: float) -> tuple[np.ndarray, str]:
-    """The step, and the method that gave it."""
+def _newton_step(
+    hessian: HessianOperator, point: Point, method: str, rtol: float, most: int
+) -> tuple[np.ndarray, str]:
+    """The step, and the method that gave it: CG where it takes at most so many iterations."""
     gradient = point.gradient[:, None]
-    most = _most_iterations(hessian.objective)
     solved = None
     if method == "cg":
         solved = ConjugateGradient(hessian, rtol=rtol, max_iterations=most).solve(gradient)
@@ -143,7 +147,9 @@ def _newton_step(hessian: HessianOperator, point: Point, method: str, rtol: floa
     return step.reshape(hessian.weights.shape), method
 
 
-def _polish(objective: Objective, weights: np.ndarray, point: Point, method: str) -> tuple[np.ndarray, Point]:
+def _polish(
+    objective: Objective, weights: np.ndarray, point: Point, method: str, most: int
+) -> tuple[np.ndarray, Point]:
     """One or two last Newton steps, down to where rounding sets the gradient.
 
     Without them the weights would be accurate to the tolerance only, and differ by as much from one
@@ -151,7 +157,7 @@ def _polish(objective: Objective, weights: np.ndarray, point: Point, method: str
     """
     for _ in range(2):
         try:
-            step, _ = _newton_step(objective.hessian(weights), point, method, 1e-6)
+            step, _ = _newton_step(objective.hessian(weights), point, method, 1e-6, most)
         except SolverError:
             break  # the tolerance is met: what cannot be bettered is good enough
         trial = weights + step

@@ -22,8 +22,6 @@ from influence_batch.solvers import BlockShape, SolverError
 
 # Bytes of temporaries an operation on a shard may take; rows are cut to fit.
 _WORKING_BYTES = 16 * 1024**2
-# Above this many bytes of factors the preconditioner is the diagonal.
-_PRECONDITIONER_BYTES = 512 * 1024**2
 
 
 class Point(NamedTuple):
@@ -45,6 +43,7 @@ class Objective:
         penalty: (d,) l2 of each row of features; 0 for an intercept that is not penalised.
         damping: added to the Hessian's diagonal, not to J.
         example_weights: (n,) how often each example counts; None for once. n in J is their sum.
+        preconditioner_bytes: above this many bytes of factors the preconditioner is the diagonal.
     """
 
     dataset: Dataset
@@ -53,6 +52,7 @@ class Objective:
     penalty: np.ndarray
     damping: float = 0.0
     example_weights: np.ndarray | None = None
+    preconditioner_bytes: float = 512 * 1024**2
 
     @property
     def k(self) -> int:
@@ -80,8 +80,9 @@ class Objective:
     @cached_property
     def gram(self) -> np.ndarray:
         """X' X / n (d, d)."""
-        total: np.ndarray = self.executor.reduce(self.dataset, sum_over_shards(_shard_gram), None, self.rows)
-        return total / self.n
+        mean = sum_over_shards(_shard_gram, self.n)
+        gram: np.ndarray = self.executor.reduce(self.dataset, mean, None, self.rows)
+        return gram
 
     def with_damping(self, damping: float) -> Objective:
         """This objective with another damping, X'X / n not computed again."""
@@ -93,11 +94,11 @@ class Objective:
     def at(self, weights: np.ndarray) -> Point:
         """J at weights (k, d)."""
         value, gradient, squares = self.executor.reduce(
-            self.dataset, sum_over_shards(_shard_value), (self.loss, weights), self.rows
+            self.dataset, sum_over_shards(_shard_value, self.n), (self.loss, weights), self.rows
         )
-        value = value / self.n + 0.5 * float((weights**2 @ self.penalty).sum())
-        gradient = gradient / self.n + (weights * self.penalty).ravel()
-        return Point(float(value), gradient, float(np.sqrt(squares / self.n)))
+        value = value + 0.5 * float((weights**2 @ self.penalty).sum())
+        gradient = gradient + (weights * self.penalty).ravel()
+        return Point(float(value), gradient, float(np.sqrt(squares)))
 
     def hessian(self, weights: np.ndarray) -> HessianOperator:
         """The Hessian of J at weights (k, d), plus damping."""
@@ -149,21 +150,21 @@ class HessianOperator:
     def apply(self, vectors: np.ndarray) -> np.ndarray:
         o = self.objective
         state = (o.loss, self.weights, np.ascontiguousarray(vectors))
-        total = o.executor.reduce(o.dataset, sum_over_shards(_shard_product), state, o.rows)
-        return total / o.n + self._fixed(vectors)
+        mean = o.executor.reduce(o.dataset, sum_over_shards(_shard_product, o.n), state, o.rows)
+        return mean + self._fixed(vectors)
 
     def apply_sample(self, vectors: np.ndarray, terms: np.ndarray) -> np.ndarray:
         o = self.objective
         state = (o.loss, self.weights, np.ascontiguousarray(vectors), terms)
-        total = o.executor.reduce(o.dataset, sum_over_shards(_shard_sample_product), state, o.rows)
-        return total * (self.n_terms / (len(terms) * o.n)) + self._fixed(vectors)
+        divisor = len(terms) * o.n / self.n_terms
+        mean = o.executor.reduce(o.dataset, sum_over_shards(_shard_sample_product, divisor), state, o.rows)
+        return mean + self._fixed(vectors)
 
     def dense_blocks(self) -> np.ndarray:
         o = self.objective
         blocks: np.ndarray = o.executor.reduce(
-            o.dataset, sum_over_shards(_shard_hessian), (o.loss, self.weights), o.rows
+            o.dataset, sum_over_shards(_shard_hessian, o.n), (o.loss, self.weights), o.rows
         )
-        blocks /= o.n
         diagonal = np.arange(blocks.shape[1])
         blocks[:, diagonal, diagonal] += np.tile(o.penalty + o.damping, blocks.shape[1] // o.d)
         if np.any(self._gauge):
@@ -181,9 +182,8 @@ class HessianOperator:
         """
         o = self.objective
         curvature = o.executor.reduce(
-            o.dataset, sum_over_shards(_shard_curvature), (o.loss, self.weights), o.rows
+            o.dataset, sum_over_shards(_shard_curvature, o.n), (o.loss, self.weights), o.rows
         )
-        curvature = curvature / o.n
         if o.loss.separable:
             values, basis = curvature, np.eye(o.k)
         else:
@@ -193,7 +193,7 @@ class HessianOperator:
         flat = np.square(basis.sum(axis=0)) / o.k
         fixed = o.penalty + o.damping + 1e-14 * np.trace(o.gram) / o.d
         diagonals = fixed[None, :] + flat[:, None] * self._gauge
-        if 8 * o.k * o.d**2 > _PRECONDITIONER_BYTES:
+        if 8 * o.k * o.d**2 > o.preconditioner_bytes:
             diagonals = diagonals + values[:, None] * np.diag(o.gram)
 
             def by_diagonal(vectors: np.ndarray) -> np.ndarray:

@@ -10,6 +10,7 @@ import platform
 import re
 import shutil
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -19,11 +20,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from influence_batch.errors import ClusterError, InputError, RunError
-from influence_batch.execution.parts import StoreOnDisk, whole_or_nothing
+from influence_batch.errors import ClusterError, InputError, MissingFileError, RunError
+from influence_batch.execution.parts import StoreOnDisk, flush_folder, whole_or_nothing
 from influence_batch.report.schema import table_schema
 
 _ATTEMPTS = 100
+_REMOVED = ".removed"
 
 
 class RunWriter:
@@ -81,7 +83,9 @@ class RunWriter:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         # Bad input and failed numerics fail again; what came from outside may be over the next time.
-        final = isinstance(value, (InputError, RunError)) and not isinstance(value, ClusterError)
+        final = isinstance(value, (InputError, RunError)) and not isinstance(
+            value, (ClusterError, MissingFileError)
+        )
         if kind is None or final:
             self.discard()
         else:
@@ -89,6 +93,7 @@ class RunWriter:
 
     def close(self) -> None:
         """Leave what was written for a run that takes this one up; nothing where there is nothing."""
+        shutil.rmtree(self.scratch, ignore_errors=True)
         if not any(path.is_file() for path in self._folder.rglob("*")):
             self.discard()
         self._lock.release()
@@ -96,9 +101,16 @@ class RunWriter:
     def discard(self) -> None:
         """Remove what was written, unless it was committed."""
         if self.run_dir is None:
-            shutil.rmtree(self._folder, ignore_errors=True)
+            _remove(self._folder)
             self._lock.release()
             self._remove_made()
+
+    def has_part(self, table: str, part: int) -> bool:
+        """Whether a part of a table was written, by this process or by one that was killed."""
+        return self._part_path(table, part).exists()
+
+    def _part_path(self, table: str, part: int) -> Path:
+        return self._report / table / f"part-{part:05d}.parquet"
 
     def write_table(self, table: str, columns: Mapping[str, Any], part: int | None = None) -> None:
         """Write a table, or one part of it into a folder of its name.
@@ -113,7 +125,7 @@ class RunWriter:
     def write_blocks(self, table: str, blocks: Iterable[Mapping[str, Any]], part: int | None = None) -> None:
         """The same from blocks of rows, one after the other."""
         schema = table_schema(table, *self._types)
-        path = self._report / (f"{table}.parquet" if part is None else f"{table}/part-{part:05d}.parquet")
+        path = self._report / f"{table}.parquet" if part is None else self._part_path(table, part)
         path.parent.mkdir(exist_ok=True)
 
         def write(temporary: Path) -> None:
@@ -137,6 +149,8 @@ class RunWriter:
         Returns:
             The run's folder, `run_id=<UTC time>`.
         """
+        if self.run_dir is not None:
+            return self.run_dir
         stamp = self.started.strftime("%Y%m%dT%H%M%SZ")
         for attempt in range(_ATTEMPTS):
             run_id = stamp if attempt == 0 else f"{stamp}-{attempt}"
@@ -152,7 +166,8 @@ class RunWriter:
                     continue
                 raise
             self.run_dir = place
-            shutil.rmtree(self._folder, ignore_errors=True)
+            flush_folder(self._audit)
+            _remove(self._folder)
             self._lock.release()
             return place
         raise RunError(f"{self._audit} already holds {_ATTEMPTS} runs of {stamp}; start again")
@@ -186,9 +201,16 @@ class Lock:
                     f"another run of the audit {name} is at work in {path.parent} ({holder}); wait for its "
                     "end, or give this one another `name` or another folder with --reports"
                 ) from None
+            except OSError as error:
+                stream.close()
+                raise InputError(
+                    f"reports: the file system of {path.parent} has no locks ({error.strerror or error}); "
+                    "expected a folder on one that has them, see --reports"
+                ) from None
             # A file that its last holder has removed meanwhile locks nobody out.
-            if path.exists() and os.path.samestat(os.fstat(stream.fileno()), path.stat()):
-                break
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(stream.fileno()), path.stat()):
+                    break
             stream.close()
         stream.truncate(0)
         stream.write(
@@ -200,7 +222,8 @@ class Lock:
     def release(self) -> None:
         """Let go, and remove the file."""
         if not self._stream.closed:
-            self._path.unlink(missing_ok=True)
+            with suppress(OSError):
+                self._path.unlink(missing_ok=True)
             self._stream.close()
 
 
@@ -211,10 +234,25 @@ def _folder_of_run(reports: Path, name: str, key: str) -> Path:
     """
     mine = reports / f".unfinished-{name}-{key}"
     for folder in reports.glob(f".unfinished-{glob.escape(name)}-*"):
-        if folder != mine and re.fullmatch(r"[0-9a-f]{16}", folder.name[len(f".unfinished-{name}-") :]):
-            shutil.rmtree(folder, ignore_errors=True)
+        rest = folder.name[len(f".unfinished-{name}-") :]
+        # Without `report` it was committed, and its removal was cut short.
+        stale = folder != mine or not (folder / "report").exists()
+        if stale and re.fullmatch(r"[0-9a-f]{16}(\.removed)?", rest):
+            _remove(folder)
     mine.mkdir(exist_ok=True)
     return mine
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder, under another name first: what is left of it when that is cut short is no run."""
+    if not folder.name.endswith(_REMOVED):
+        removed = folder.with_name(folder.name + _REMOVED)
+        shutil.rmtree(removed, ignore_errors=True)
+        try:
+            folder = folder.rename(removed)
+        except OSError:
+            return
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _missing_parents(folder: Path) -> list[Path]:
@@ -237,8 +275,8 @@ def _flush(folder: Path) -> None:
     """Bring the files to the disk before their folder gets its name."""
     for path in folder.rglob("*"):
         if path.is_file():
-            descriptor = os.open(path, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+            with path.open("rb") as stream:
+                os.fsync(stream.fileno())
+        else:
+            flush_folder(path)
+    flush_folder(folder)

@@ -25,6 +25,10 @@ class Deferred:
     def name(self) -> str:
         return self._inverse.name
 
+    def forget(self) -> None:
+        """Free the memory of the solver; it is made again if it is used again."""
+        self.__dict__.pop("_inverse", None)
+
     def solve(self, right_hand_sides: np.ndarray) -> SolveResult:
         return self._inverse.solve(right_hand_sides)
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from influence_batch.dataset.files import find_files, natural, open_parquet
+from influence_batch.dataset.files import file_state, find_files, natural, open_parquet
 from influence_batch.errors import InputError
 
 
@@ -233,3 +233,24 @@ class TestDamage:
             open_parquet(str(path), "train.path") as opened,
         ):
             opened.read()
+
+
+class TestFileState:
+    def test_changes_with_the_content_and_not_with_what_backups_do(self, tmp_path: Path) -> None:
+        path = tmp_path / "t.parquet"
+        path.write_bytes(b"one")
+        before = file_state(str(path))
+        path.chmod(0o600)
+        (tmp_path / "copy").hardlink_to(path)
+        assert file_state(str(path)) == before
+        (tmp_path / "new").write_bytes(b"two")
+        (tmp_path / "new").replace(path)
+        assert file_state(str(path)) != before
+        path.unlink()
+        with pytest.raises(InputError, match="is gone"):
+            file_state(str(path))
+
+    def test_says_where_a_change_cannot_be_seen(self) -> None:
+        with fsspec.open("memory://state/t.parquet", "wb") as stream:
+            stream.write(b"one")
+        assert file_state("memory://state/t.parquet").startswith("unknown size 3")

@@ -35,9 +35,7 @@ def put(path: Path, table: pd.DataFrame | pa.Table, **options: Any) -> None:
 
 
 def look(path: Path, shard_rows: int = 5, id: str | None = "id", features: Any = ("a", "b")) -> Inspection:
-    dataset = open_dataset(
-        "train", str(path), id=id, label="label", features=features, shard_rows=shard_rows, shard_bytes=1e6
-    )
+    dataset = open_dataset("train", str(path), id=id, label="label", features=features, shard_rows=shard_rows)
     return inspect(dataset)
 
 

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from influence_batch.dataset import Dataset, inspect, open_dataset, plan_shards
+from influence_batch.dataset import shards as shards_module
 from influence_batch.dataset.files import ParquetFileInfo
 from influence_batch.dataset.inspection import count_labels, find_classes
 from influence_batch.dataset.shards import ShardRef, read_rows
@@ -24,7 +25,7 @@ from influence_batch.errors import InputError
 
 def open_train(path: Path, shard_rows: int | None = None, **options: Any) -> Dataset:
     columns = {"id": "id", "label": "label", "features": None} | options
-    return open_dataset("train", str(path), **columns, shard_rows=shard_rows, shard_bytes=2**20)
+    return open_dataset("train", str(path), **columns, shard_rows=shard_rows or 10**9)
 
 
 def features_of(dataset: Dataset) -> np.ndarray:
@@ -85,7 +86,12 @@ class TestPlan:
     def test_memory_sets_the_size(self, tmp_path: Path) -> None:
         pq.write_table(pa.table({"label": [0, 1] * 500, "a": np.arange(1000.0)}), tmp_path / "t.parquet")
         dataset = open_dataset(
-            "train", f"{tmp_path}", id=None, label="label", features=None, shard_rows=None, shard_bytes=1600
+            "train",
+            f"{tmp_path}",
+            id=None,
+            label="label",
+            features=None,
+            shard_rows=lambda width: 1600 // (8 * (width + 1)),
         )
         assert [ref.rows for ref in dataset.refs] == [100] * 10
 
@@ -196,6 +202,29 @@ class TestNothingReadsTheWholeFile:
         np.testing.assert_array_equal(dataset.load_raw(2).features[:, 0], np.arange(200, 300) * 0.5)
         with pytest.raises(InputError, match=f"^train.path: {path} is damaged"):
             dataset.load_raw(3)
+
+    def test_a_large_row_group_is_decoded_once_a_pass(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Though features and ids of its shards are read in turns."""
+        n, path = 1_000, tmp_path / "t.parquet"
+        table = {"id": np.arange(n), "label": np.arange(n) % 2, "a": np.arange(n) * 0.5}
+        pq.write_table(pa.table(table), path, row_group_size=n)
+        made = []
+        whole = shards_module._GroupReader._iterate
+        monkeypatch.setattr(
+            shards_module._GroupReader, "_iterate", lambda self, key: made.append(1) or whole(self, key)
+        )
+        dataset = open_train(path, 100)
+        assert inspect(dataset).ids.to_pylist() == list(range(n))
+        assert len(made) == 2
+        np.testing.assert_array_equal(features_of(dataset)[:, 0], table["a"])
+        assert len(made) == 3
+        # Backwards, each shard is read from the start of its row group.
+        for index in (7, 3, 3):
+            start, stop = dataset.bounds(index)
+            np.testing.assert_array_equal(dataset.load_raw(index).features[:, 0], table["a"][start:stop])
+        assert len(made) == 6
 
     def test_only_the_columns_of_the_audit_are_read(self, tmp_path: Path) -> None:
         pq.write_table(pa.table({"a": [1, 2], "b": [3, 4], "c": ["x", "y"]}), tmp_path / "t.parquet")

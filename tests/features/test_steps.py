@@ -272,9 +272,7 @@ def test_chain_of_steps_on_a_parquet_file(executor: InProcessExecutor, tmp_path:
     table = {f"x{j}": features[:, j] for j in range(5)}
     path = tmp_path / "train.parquet"
     pq.write_table(pa.table({**table, "label": np.arange(60) % 2}), path, row_group_size=13)
-    data = open_dataset(
-        "train", str(path), id=None, label="label", features="x*", shard_rows=13, shard_bytes=1e6
-    )
+    data = open_dataset("train", str(path), id=None, label="label", features="x*", shard_rows=13)
     data = data.having(classes=(0, 1))
     assert data.n_shards > 3
     for step in (config.Standardize(), config.Pca(components=4), config.Nystroem(components=9)):

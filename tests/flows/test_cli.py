@@ -17,9 +17,7 @@ import pytest
 
 import influence_batch
 from influence_batch.report import TABLES
-
-ROOT = Path(__file__).resolve().parents[2]
-COMMAND = [sys.executable, "-m", "flows.cli"]
+from tests.flows.processes import COMMAND, ROOT, children, listeners, run, start
 
 
 @pytest.fixture(scope="module")
@@ -40,23 +38,6 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(*arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, env=env, cwd=ROOT)
-
-
-def start(arguments: list[str], env: dict[str, str]) -> subprocess.Popen[str]:
-    """The command in a process group of its own, so that what it leaves behind can be found."""
-    return subprocess.Popen(
-        [*COMMAND, *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=env,
-        cwd=ROOT,
-        start_new_session=True,
-    )
-
-
 def audit_arguments(digits: Path, *more: str) -> list[str]:
     paths = [f"{part}.path={digits / part}.parquet" for part in ("train", "test")]
     settings = [*paths, "model.features=standardize", "model.l2=1e-3", *more]
@@ -67,40 +48,6 @@ def audit_arguments(digits: Path, *more: str) -> list[str]:
         "--reports",
         str(digits / "reports"),
     ]
-
-
-def children(group: int) -> list[str]:
-    """Command lines of the processes in a process group."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                if int((entry / "stat").read_text().rsplit(")", 1)[1].split()[2]) == group:
-                    found.append((entry / "cmdline").read_text().replace("\0", " "))
-            except OSError:
-                continue
-    return found
-
-
-def listeners(group: int) -> set[str]:
-    """Local addresses on which processes of a group listen."""
-    inodes = set()
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                if int((entry / "stat").read_text().rsplit(")", 1)[1].split()[2]) != group:
-                    continue
-                links = [os.readlink(link) for link in (entry / "fd").iterdir()]
-            except OSError:
-                continue
-            inodes |= {match[1] for link in links if (match := re.match(r"socket:\[(\d+)\]", link))}
-    addresses = set()
-    for table in ("tcp", "tcp6"):
-        for line in (Path("/proc/net") / table).read_text().splitlines()[1:]:
-            fields = line.split()
-            if fields[3] == "0A" and fields[9] in inodes:
-                addresses.add(fields[1].split(":")[0])
-    return addresses
 
 
 @pytest.fixture(scope="module")
@@ -187,22 +134,25 @@ def test_people_get_a_table_and_progress_in_a_terminal(digits: Path, environment
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_stopped_audit_leaves_nothing_behind(
+def test_a_stopped_audit_leaves_no_process_and_no_run(
     digits: Path, environment: dict[str, str], number: signal.Signals
 ) -> None:
     reports = digits / f"stopped-{number.name}"
     arguments = audit_arguments(digits, "solver.kind=cg", "model.features={kind: pca, components: 60}")
     process = start([*arguments[:-1], str(reports)], environment)
     deadline = time.monotonic() + 120
-    while not list(reports.glob(".unfinished-digits-*")) and time.monotonic() < deadline:
+    while not list(reports.glob(".unfinished-digits-*/parts/*")) and time.monotonic() < deadline:
         assert process.poll() is None
         time.sleep(0.05)
     process.send_signal(number)
     stdout, stderr = process.communicate(timeout=60)
     assert process.returncode == 1
     assert stdout == ""
+    assert stderr.splitlines()[-1] == (
+        "error: stopped; the same command goes on from here, if its data stay as they are"
+    )
     assert "Traceback" not in stderr
-    assert not reports.exists()
+    assert not list(reports.glob("digits/*"))
     assert children(process.pid) == []
 
 
@@ -232,6 +182,30 @@ def test_validate_reads_schemas_and_does_no_work(digits: Path) -> None:
     wrong = run("validate", "configs/digits.yaml", "--set", f"train.path={digits}/nothing.parquet")
     assert wrong.returncode == 2
     assert wrong.stderr.startswith("error: train.path: ")
+
+
+def test_plan_says_what_an_audit_would_take(digits: Path) -> None:
+    before = sorted(digits.iterdir())
+    arguments = audit_arguments(digits)[1:]
+    shown = run("plan", *arguments)
+    assert shown.returncode == 0, shown.stderr
+    lines = shown.stdout.splitlines()
+    assert lines[0] == (
+        "train: 1437 rows in 1 shard of at most 1437 rows; 65 features, 10 outputs, 650 parameters"
+    )
+    assert lines[1] == "test: 360 points, 256 at a time"
+    assert lines[2].startswith("solver: direct (dense matrices of 6 MiB within ")
+    assert lines[3].startswith("memory: 2.1 GB for 1 place of work together; 100% of the training set (")
+    assert lines[4].startswith("disk: up to ")
+    for stage in ("read", "fit", "influence", "cross_influence", "detection", "report"):
+        assert any(re.match(rf"\W+{stage}\W", line) for line in lines)
+    assert re.fullmatch(r"in all: about \d+ s of work", lines[-1])
+    made = json.loads(run("plan", *arguments, "--json").stdout)
+    assert (made["rows"], made["parameters"], made["solver"]) == (1437, 650, "direct")
+    assert sorted(digits.iterdir()) == before
+    small = run("plan", *arguments, "--set", "memory_limit=20MiB")
+    assert small.returncode == 2
+    assert small.stderr.startswith("error: memory_limit: found 20 MiB; this audit takes at least ")
 
 
 def test_schema_explains_every_column() -> None:

@@ -198,11 +198,8 @@ def test_samples_are_unbiased(loss: Loss, variant: dict) -> None:
 
 @pytest.mark.parametrize("bound", [1, 10**9], ids=["diagonal", "factors"])
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
-def test_preconditioner_is_symmetric_positive_definite(
-    loss: Loss, variant: dict, bound: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("influence_batch.influence.objective._PRECONDITIONER_BYTES", bound)
-    objective = objective_of(loss, **variant)
+def test_preconditioner_is_symmetric_positive_definite(loss: Loss, variant: dict, bound: int) -> None:
+    objective = replace(objective_of(loss, **variant), preconditioner_bytes=bound)
     apply = objective.hessian(weights_of(objective)).preconditioner()
     dense = apply(np.eye(objective.p))
     np.testing.assert_allclose(dense, dense.T, rtol=1e-8, atol=1e-10 * np.abs(dense).max())

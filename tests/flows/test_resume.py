@@ -1,0 +1,104 @@
+"""A flow that is killed, and the same command again: real processes, SIGKILL, in process and on workers."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+import influence_batch
+from influence_batch.dataset.samples import write_sample
+from tests.flows.processes import listeners, run, start
+
+# Every training example is a test point too: 1,437 of them make six blocks.
+PARTS = 6
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    return {**os.environ, "PREFECT_HOME": str(tmp_path_factory.mktemp("prefect"))}
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("digits")
+    write_sample("digits", folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def reference(digits: Path) -> Any:
+    """The audit without an interruption, in process."""
+    config = Path(__file__).resolve().parents[2] / "configs" / "digits.yaml"
+    return influence_batch.audit(config, overrides=settings(digits), reports=digits / "reference")
+
+
+def settings(digits: Path, *more: str) -> list[str]:
+    train = digits / "train.parquet"
+    return [f"train.path={train}", f"test.path={train}", "shard_rows=500", *more]
+
+
+def arguments(digits: Path, reports: Path, cluster: str) -> list[str]:
+    sets = [word for setting in settings(digits, f"cluster={cluster}") for word in ("--set", setting)]
+    return ["audit", "configs/digits.yaml", *sets, "--reports", str(reports), "--json"]
+
+
+@pytest.fixture
+def ended() -> Iterator[list[subprocess.Popen[str]]]:
+    """Processes whose whole group is ended after the test: a killed flow leaves its Prefect server."""
+    processes: list[subprocess.Popen[str]] = []
+    yield processes
+    for process in processes:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+@pytest.mark.parametrize("cluster", ["none", "{kind: local, workers: 2}"], ids=["in process", "two workers"])
+def test_killed_during_cross_influence(
+    digits: Path,
+    reference: Any,
+    environment: dict[str, str],
+    tmp_path: Path,
+    ended: list[subprocess.Popen[str]],
+    cluster: str,
+) -> None:
+    process = start(arguments(digits, tmp_path, cluster), environment)
+    ended.append(process)
+    deadline, addresses = time.monotonic() + 120, set()
+    while len(list(tmp_path.glob(".unfinished-digits-*/parts/test-points/*.arrow"))) < 2:
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        addresses |= listeners(process.pid)
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert addresses == {"0100007F"}, "listens elsewhere than on 127.0.0.1"
+    assert not list((tmp_path / "digits").iterdir())
+    done = len(list(tmp_path.glob(".unfinished-digits-*/parts/test-points/*.arrow")))
+    assert 2 <= done < PARTS
+
+    again = run(*arguments(digits, tmp_path, cluster), env=environment)
+    assert again.returncode == 0, again.stderr
+    assert f"taken over from an unfinished run: test-points, {done} of {PARTS} parts\n" in again.stderr
+    report = influence_batch.load_report(json.loads(again.stdout)["run_dir"])
+    taken = report.run["execution"]["taken_over"]
+    # What was finished is not computed again: all before the cross-influence, and of that the blocks done.
+    assert taken["test-points"] == [done, PARTS]
+    assert taken["read-train"] == taken["read-test"] == taken["influence"] == [3, 3]
+    assert taken["fit"] == [1, 1]
+    assert "mean-influence" not in taken
+    for name in ("examples", "suspects", "test_points", "cross_influence"):
+        pd.testing.assert_frame_equal(
+            getattr(report, name), getattr(reference, name), rtol=1e-9, atol=1e-12, check_exact=False
+        )
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["digits"]
