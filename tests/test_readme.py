@@ -80,7 +80,8 @@ def test_both_commands_stand_once_and_ci_runs_the_second() -> None:
 
 
 def test_configs_of_the_repository_are_valid() -> None:
-    configs = sorted((ROOT / "configs").glob("*.yaml"))
+    # Those of clusters have tests of their own: they need one to run.
+    configs = sorted(p for p in (ROOT / "configs").glob("*.yaml") if not p.stem.startswith("cluster_"))
     assert [path.stem for path in configs] == ["breast_cancer", "digits", "mnist_1_vs_7", "noisy_line"]
     for path in configs:
         assert load_config(path).name == path.stem

@@ -21,7 +21,9 @@ import flows.audit
 from influence_batch.errors import InputError
 
 config, reports, failure = sys.argv[1:]
-calls, whole = [], flows.audit.read
+# The package's name `audit` is the function; its module is found by its full name.
+stages = sys.modules["influence_batch.audit"]
+calls, whole = [], stages.read
 
 def read(*arguments):
     calls.append(1)
@@ -29,7 +31,7 @@ def read(*arguments):
         raise eval(failure)
     return whole(*arguments)
 
-flows.audit.read, flows.audit._RETRY_DELAY_SECONDS = read, 0
+stages.read, flows.audit._RETRY_DELAY_SECONDS = read, 0
 try:
     ended = flows.audit.audit_flow(json.loads(config), [], reports)["run_dir"]
 except Exception as error:
