@@ -127,6 +127,8 @@ def _log_to_stderr() -> None:
     logger = logging.getLogger("influence_batch")
     logger.addHandler(_Echo())
     logger.setLevel(logging.INFO)
+    # Prefect shows on its console what gets there, a second time.
+    logger.propagate = False
 
 
 def _print_summary(summary: dict[str, Any]) -> None:

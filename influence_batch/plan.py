@@ -25,6 +25,8 @@ _USABLE = 0.85
 # One shard, opened, is at most this share of memory_limit for each map function that runs, and this size.
 _SHARD_SHARE = 1 / 40
 _SHARD_BYTES = 64 * 1024**2
+# On workers so many shards each, that none has a shard more to do than the others while they wait.
+_SHARDS_A_SLOT, _LEAST_ROWS = 8, 1_000
 # What is computed for an example, for each output: see `influence.leave_one_out`.
 _OUTPUT_VALUES = 12
 # What an opened shard takes with the form it is kept in and the copies that products make of it.
@@ -184,12 +186,19 @@ def model_width(config: AuditConfig, width: int) -> tuple[int, int]:
     return widths[-1] + config.model.intercept, max(widths) + config.model.intercept
 
 
-def shard_rows(config: AuditConfig, width: int, outputs: int) -> int:
-    """Rows of one shard: what is made of them, features or a few values for each output, stays small."""
+def shard_rows(config: AuditConfig, width: int, outputs: int, n: int | None = None) -> int:
+    """Rows of one shard: what is made of them, features or a few values for each output, stays small.
+
+    Args:
+        n: rows of the dataset, where its shards are to be spread evenly over the workers.
+    """
     slots = planned_slots(config.cluster)
     size = min(_SHARD_BYTES, _SHARD_SHARE * config.memory_limit / slots)
     widest = max(model_width(config, width)[1], _OUTPUT_VALUES * outputs)
-    return max(1, int(size / (8.0 * widest)))
+    rows = max(1, int(size / (8.0 * widest)))
+    if n is not None and slots > 1:
+        rows = min(rows, max(ceil(n / (_SHARDS_A_SLOT * slots)), _LEAST_ROWS))
+    return rows
 
 
 @dataclass(frozen=True)

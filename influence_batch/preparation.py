@@ -105,8 +105,9 @@ def plan_audit(prepared: Prepared) -> tuple[Prepared, Plan]:
     elif prepared.train.n_rows < 2:
         raise InputError("train.path: found one row; expected two or more")
     if config.shard_rows is None:
-        rows = shard_rows(config, prepared.train.width, 1 if classes is None else len(classes))
-        test_set = prepared.test and prepared.test.cut(rows)
+        width, outputs = prepared.train.width, 1 if classes is None else len(classes)
+        rows = shard_rows(config, width, outputs, prepared.train.n_rows)
+        test_set = prepared.test and prepared.test.cut(shard_rows(config, width, outputs))
         prepared = replace(prepared, train=prepared.train.cut(rows), test=test_set)
     n_test = 0 if prepared.test is None else prepared.test.n_rows
     return prepared, make_plan(config, prepared.train, n_test, classes)
