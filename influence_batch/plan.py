@@ -13,7 +13,7 @@ from typing import Any
 
 from influence_batch.config import AuditConfig
 from influence_batch.dataset import Dataset
-from influence_batch.detection.suspects import FIT_SCORES
+from influence_batch.detection.suspects import fit_rows
 from influence_batch.errors import InputError
 from influence_batch.execution import local_workers
 from influence_batch.influence.objective import hessian_shape
@@ -232,7 +232,7 @@ def _needs(config: AuditConfig, sizes: Sizes, width: int, regression: bool) -> _
     shards = slots * (8.0 * most * values + _WORKING)
     start = min(8.0 * sizes.k * sizes.d**2, preconditioner_bytes(config))
     rows = (_REGRESSION_ROW_BYTES if regression else _ROW_BYTES) * sizes.n
-    rows += 6.0 * 8.0 * min(sizes.n * sizes.k, FIT_SCORES)  # a noise matrix is fitted
+    rows += 6.0 * 8.0 * sizes.k * fit_rows(sizes.n, sizes.k)  # a noise matrix is fitted
     column = 8.0 * sizes.p * (_BLOCK_COPIES + slots * _BLOCK_COPIES_A_SLOT)
     share = _BLOCK_SHARE * config.memory_limit / column
     block = int(min(max(share, 1), _MOST_TEST_POINTS_A_BLOCK, sizes.m))

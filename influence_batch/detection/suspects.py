@@ -17,8 +17,9 @@ from influence_batch.detection.outliers import (
 )
 from influence_batch.execution.parts import InMemoryStore, Table, blocks, narrow_blocks, take
 
-# A noise matrix is fitted to this many class scores, if there are more, and to no fewer rows than this.
-FIT_SCORES, _FIT_ROWS = 2_000_000, 5_000
+# A noise matrix is fitted to this many class scores, and to no fewer rows than this, if there are as many;
+# never to more scores than that.
+_FIT_SCORES, _FIT_ROWS, _MOST_FIT_SCORES = 500_000, 20_000, 2_000_000
 # The second reading of a disagreement (the classes are separable, the label is wrong) is taken at this
 # share of the fitted temperature.
 _SHARP = 0.25
@@ -112,12 +113,16 @@ def reading_parts(n: int, k: int) -> list[slice]:
     return narrow_blocks(n, k)
 
 
+def fit_rows(n: int, k: int) -> int:
+    """Rows of n with k scores each that a noise matrix is fitted to: all, or enough for a sure fit."""
+    most = min(max(_FIT_SCORES // k, _FIT_ROWS), max(_MOST_FIT_SCORES // k, _FIT_ROWS // 4))
+    return min(n, most)
+
+
 def fit_sample(n: int, k: int) -> np.ndarray:
-    """Rows (s,) that a noise matrix is fitted to: all of them, or as many as do for a sure fit."""
-    most = max(FIT_SCORES // k, _FIT_ROWS)
-    if n <= most:
-        return np.arange(n)
-    return np.sort(np.random.default_rng(0).choice(n, most, replace=False))
+    """Those rows (s,), sorted; the same for any sharding."""
+    rows = fit_rows(n, k)
+    return np.arange(n) if rows == n else np.sort(np.random.default_rng(0).choice(n, rows, replace=False))
 
 
 def _read_some(

@@ -8,6 +8,7 @@ from scipy.special import softmax
 
 from influence_batch.detection import fit_noise, keep_for_refit, rank_by_doubt, read_classes, select_suspects
 from influence_batch.detection.noise_matrix import noise_statistics
+from influence_batch.detection.suspects import fit_rows, fit_sample
 
 
 def _world(
@@ -154,3 +155,25 @@ def test_the_only_example_of_a_label_is_not_accused() -> None:
     reading = read_classes(scores, given)
     assert reading.p_mislabeled[-1] < 0.5
     assert reading.doubt[-1] < np.median(reading.doubt[reading.p_mislabeled > 0.5])
+
+
+@pytest.mark.parametrize(
+    ("n", "k", "rows"), [(1_437, 10, 1_437), (10**7, 2, 250_000), (10**7, 10, 50_000), (10**7, 100, 20_000),
+                         (10**7, 1_000, 5_000), (3_000, 1_000, 3_000)]
+)  # fmt: skip
+def test_rows_that_a_matrix_is_fitted_to(n: int, k: int, rows: int) -> None:
+    assert fit_rows(n, k) == len(fit_sample(n, k)) == rows
+    assert np.all(np.diff(fit_sample(n, k)) > 0)
+
+
+def test_a_sample_reads_as_the_whole_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(3)
+    truth = random.integers(0, 3, 20_000)
+    scores = 6.0 * np.eye(3)[truth] + random.standard_normal((20_000, 3))
+    given = np.where(random.random(20_000) < 0.05, (truth + 1) % 3, truth)
+    whole = read_classes(scores, given)
+    monkeypatch.setattr("influence_batch.detection.suspects._FIT_ROWS", 4_000)
+    monkeypatch.setattr("influence_batch.detection.suspects._FIT_SCORES", 1)
+    sample = read_classes(scores, given)
+    assert sample.estimated_errors == pytest.approx(whole.estimated_errors, rel=0.05)
+    assert np.mean((sample.p_mislabeled > 0.5) == (whole.p_mislabeled > 0.5)) > 0.999
