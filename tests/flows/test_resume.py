@@ -1,4 +1,4 @@
-"""A flow that is killed, and the same command again: real processes, SIGKILL, in process and on workers."""
+"""A flow on two workers that is killed, and the same command again: real processes, SIGKILL."""
 
 from __future__ import annotations
 
@@ -63,15 +63,14 @@ def ended() -> Iterator[list[subprocess.Popen[str]]]:
         process.communicate()
 
 
-@pytest.mark.parametrize("cluster", ["none", "{kind: local, workers: 2}"], ids=["in process", "two workers"])
 def test_killed_during_cross_influence(
     digits: Path,
     reference: Any,
     environment: dict[str, str],
     tmp_path: Path,
     ended: list[subprocess.Popen[str]],
-    cluster: str,
 ) -> None:
+    cluster = "{kind: local, workers: 2}"
     process = start(arguments(digits, tmp_path, cluster), environment)
     ended.append(process)
     deadline, addresses = time.monotonic() + 120, set()

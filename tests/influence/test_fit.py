@@ -358,10 +358,10 @@ def test_a_last_step_that_fails_loses_nothing(monkeypatch: pytest.MonkeyPatch) -
     objective = objective_of(loss, *data(loss))
     step = fit_module._newton_step
 
-    def fails_at_the_end(hessian: object, point: object, method: str, rtol: float) -> np.ndarray:
+    def fails_at_the_end(hessian: object, point: object, method: str, rtol: float, most: int) -> object:
         if rtol == 1e-6:
             raise SolverError("no further")
-        return step(hessian, point, method, rtol)
+        return step(hessian, point, method, rtol, most)
 
     monkeypatch.setattr(fit_module, "_newton_step", fails_at_the_end)
     assert_optimal(objective, fit(objective, 1e-8).weights, 1e-8)
