@@ -24,6 +24,9 @@ _ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THR
 # Dask has glibc give every large array back to the system, and take it anew: the products of a pass, whose
 # temporaries are of a few MB, then take 2.8 times as long (measured). These are glibc's own upper bounds.
 _KEEP_ARRAYS = {"MALLOC_TRIM_THRESHOLD_": str(64 * 1024**2), "MALLOC_MMAP_THRESHOLD_": str(32 * 1024**2)}
+# The scheduler lives in this process, and would keep the last 1,000 messages to each worker for debugging,
+# with all that was sent in them: 2 GB on 500,000 rows.
+_NO_HISTORY = {"distributed.admin.low-level-log-length": 0}
 _QUIET = {"DASK_DISTRIBUTED__LOGGING__DISTRIBUTED": "critical"}
 # What a nanny sets in this process when it starts a worker, beside the above.
 _LEFT_BY_NANNIES = ("MALLOC_TRIM_THRESHOLD_", "PYTHONHASHSEED", "__DASK_PARENT_PID")
@@ -103,6 +106,7 @@ def _local(cluster: LocalCluster, worker_memory: int | None, scratch: Path | Non
         "distributed.worker.memory.spill": False,
         "distributed.worker.memory.pause": False,
         "distributed.worker.profile.enabled": False,
+        **_NO_HISTORY,
         "distributed.worker.multiprocessing-method": "spawn",
     }
     with dask.config.set(config), _environment({**_ONE_THREAD, **_KEEP_ARRAYS, **_QUIET}):
@@ -153,7 +157,7 @@ def _of_class(cluster: ClusterClass) -> Iterator[Any]:
         return made
 
     with (
-        dask.config.set({"distributed.scheduler.work-stealing": False}),
+        dask.config.set({"distributed.scheduler.work-stealing": False, **_NO_HISTORY}),
         _started(start, cluster.class_path, "see its documentation for cluster.kwargs") as client,
     ):
         yield client

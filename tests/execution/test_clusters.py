@@ -333,3 +333,14 @@ def test_sums_are_those_of_this_process(tmp_path: Path) -> None:
     with open_executor(LocalCluster(workers=1, threads_per_worker=3), 10**6) as executor:
         result = executor.reduce(source, reduction, state, rows)
     np.testing.assert_allclose(result[0], expected[0], rtol=1e-13, atol=1e-13)
+
+
+def test_the_scheduler_keeps_no_messages() -> None:
+    """What was sent to workers is in them: kept for debugging, it grows with every pass."""
+    with open_executor(LocalCluster(workers=1), 0) as executor:
+        lengths = executor._client.run_on_scheduler(  # type: ignore[attr-defined]
+            lambda dask_scheduler: [
+                comm.recent_message_log.maxlen for comm in dask_scheduler.stream_comms.values()
+            ]
+        )
+    assert lengths == [0]
