@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -242,11 +243,22 @@ def _connected(cluster: ClusterAddress) -> Iterator[Any]:
         _close(client.close)
 
 
-def _client(make: Callable[..., Any], where: Any, **options: Any) -> Any:
+def _client(make: type[Any], where: Any, **options: Any) -> Any:
     with warnings.catch_warnings():
         # Versions are compared by check_versions, in words.
         warnings.filterwarnings("ignore", message="Mismatched versions")
-        return make(where, set_as_default=False, **options)
+        try:
+            return make(where, set_as_default=False, **options)
+        except Exception as error:
+            # A client that fails while it is made is in nobody's hands. The garbage collector closing it can
+            # ask for the lock that the next client holds while it is made: both would wait for ever.
+            for frame, _ in traceback.walk_tb(error.__traceback__):
+                failed = frame.f_locals.get("self")
+                if isinstance(failed, make):
+                    _close(failed.close)
+                    _close(failed._loop_runner.stop)  # which close() leaves running after some failures
+                    break
+            raise
 
 
 def _wait_for_worker(client: Any, timeout: float, where: str, remedy: str) -> None:

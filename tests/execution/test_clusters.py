@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -96,8 +97,12 @@ class TestAddress:
             r"\(dask scheduler\), or set cluster.address to where it listens$"
         )
         config = ClusterAddress(address="tcp://127.0.0.1:9", timeout=0.5)
+        before = set(threading.enumerate())
         with pytest.raises(RunError, match=message), open_executor(config, 0):
             pass
+        # Its client is closed, not left to the garbage collector, which can hang at it.
+        left = [thread.name for thread in set(threading.enumerate()) - before]
+        assert not [name for name in left if name.startswith("IO loop")]
 
     @pytest.mark.parametrize("address", ["nowhere at all", "tpc://127.0.0.1:9", "tcp://127.0.0.1"])
     def test_no_address(self, address: str) -> None:
