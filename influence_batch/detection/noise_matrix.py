@@ -7,12 +7,12 @@ scores. Both are fitted by maximum likelihood: EM for T (as for confusion matric
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import minimize_scalar
-from scipy.special import log_softmax
+from scipy.special import softmax
 
 # A class's row of T is drawn towards noise of the overall rate, spread evenly, as if by this many
 # examples: rates of rare classes are not read off a handful of rows.
@@ -56,26 +56,27 @@ def fit_noise(scores: np.ndarray, given: np.ndarray, temperature: float | None =
         temperature: tau, if it is not to be fitted; T then is fitted whatever it earns.
     """
     n, k = scores.shape
+    order = np.argsort(given, kind="stable")
+    scores, counts = scores[order], np.bincount(given, minlength=k)
     if temperature is not None:
-        return _fit_matrix(scores, given, temperature, _uniform_noise(k, 0.05))
+        return _fit_matrix(_by_label(scores, counts, temperature), temperature, _uniform_noise(k, 0.05))
     clean = _uniform_noise(k, NOISE_FLOOR)
     matrix = _uniform_noise(k, 0.05)
 
     def without_noise(tau: float) -> NoiseModel:
-        p = np.exp(log_softmax(scores / tau, axis=1))
-        return NoiseModel(tau, clean, noise_statistics(p, given, clean)[1])
+        return NoiseModel(tau, clean, noise_statistics(_by_label(scores, counts, tau), clean)[1])
 
     def with_noise(tau: float) -> NoiseModel:
         nonlocal matrix
-        model = _fit_matrix(scores, given, tau, matrix)
+        model = _fit_matrix(_by_label(scores, counts, tau), tau, matrix)
         matrix = model.matrix  # the next temperature's EM starts where this one ended
         return model
 
     unit = typical_margin(scores)
     plain, noisy = _best_temperature(without_noise, unit), _best_temperature(with_noise, unit)
     gain = n * (noisy.log_likelihood - plain.log_likelihood)
-    shares = np.exp(log_softmax(scores / noisy.temperature, axis=1)).mean(axis=0)
-    guess = 1.0 - np.bincount(given).max() / n
+    shares = softmax(scores / noisy.temperature, axis=1).mean(axis=0)
+    guess = 1.0 - counts.max() / n
     believable = noise_rate(noisy.matrix, shares) <= _MOST_NOISE * guess
     return noisy if believable and gain > 0.5 * np.log(n) else plain
 
@@ -110,15 +111,18 @@ def _uniform_noise(k: int, rate: float) -> np.ndarray:
     return matrix
 
 
-def _fit_matrix(scores: np.ndarray, given: np.ndarray, temperature: float, start: np.ndarray) -> NoiseModel:
-    k = scores.shape[1]
-    log_p = log_softmax(scores / temperature, axis=1)
-    p = np.exp(log_p)
+def _by_label(scores: np.ndarray, counts: np.ndarray, temperature: float) -> list[np.ndarray]:
+    """Class probabilities (n_g, k) at a temperature for each given label g, of scores sorted by it."""
+    return np.split(softmax(scores / temperature, axis=1), np.cumsum(counts)[:-1])
+
+
+def _fit_matrix(by_label: Sequence[np.ndarray], temperature: float, start: np.ndarray) -> NoiseModel:
+    k = len(start)
     matrix = start
     previous = -np.inf
     likelihood = previous
     for _ in range(_EM_STEPS):
-        counts, likelihood = noise_statistics(p, given, matrix)
+        counts, likelihood = noise_statistics(by_label, matrix)
         if likelihood - previous < _EM_TOLERANCE:
             break
         previous = likelihood
@@ -128,19 +132,16 @@ def _fit_matrix(scores: np.ndarray, given: np.ndarray, temperature: float, start
     return NoiseModel(temperature, matrix, likelihood)
 
 
-def noise_statistics(p: np.ndarray, given: np.ndarray, matrix: np.ndarray) -> tuple[np.ndarray, float]:
+def noise_statistics(by_label: Sequence[np.ndarray], matrix: np.ndarray) -> tuple[np.ndarray, float]:
     """Expected counts (k, k) of true class by given label, and the mean log-likelihood: one E step.
 
     Args:
-        p: (n, k) class probabilities at the temperature.
-        given: (n,) codes.
+        by_label: for each given label g, class probabilities (n_g, k) of its rows at the temperature.
         matrix: T (k, k).
     """
-    k = p.shape[1]
-    joint = p * matrix[:, given].T
-    total = joint.sum(axis=1)
-    posterior = joint / np.maximum(total, 1e-300)[:, None]
-    counts = np.zeros((k, k))
-    for g in range(k):
-        counts[:, g] = posterior[given == g].sum(axis=0)
-    return counts, float(np.mean(np.log(np.maximum(total, 1e-300))))
+    counts, likelihood = np.zeros(matrix.shape), 0.0
+    for g, p in enumerate(by_label):
+        total = np.maximum(p @ matrix[:, g], 1e-300)
+        counts[:, g] = matrix[:, g] * ((1.0 / total) @ p)
+        likelihood += float(np.log(total).sum())
+    return counts, likelihood / sum(len(p) for p in by_label)
