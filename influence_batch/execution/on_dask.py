@@ -17,12 +17,13 @@ from typing import Any, TypeVar
 
 import cloudpickle  # type: ignore[import-untyped]
 import dask
-from distributed import Client, Future, KilledWorker
+from distributed import Client, Future
 from distributed.client import ClosedClientError
 
 from influence_batch.errors import ClusterError, InputError, RunError
+from influence_batch.execution.failures import lost, told
 from influence_batch.execution.on_workers import Packed, combine_all, hold, map_shard, reduce_shards, same
-from influence_batch.execution.placement import settle, spread
+from influence_batch.execution.placement import first_run, settle, spread
 from influence_batch.execution.reduction import MapFunction, Reduction, RowArray, ShardedSource, cut
 
 T = TypeVar("T")
@@ -34,7 +35,7 @@ _FAN_IN = 8
 # A state below this goes with every task; above, once with a task of its own. Measured on two local
 # workers, inline and as a task: 60 kB in 19 and 25 ms a pass, 0.5 MB in 26 and 28, 4 MB in 50 and 42.
 _INLINE_BYTES = 100_000
-# Row-aligned values that go with the tasks of one pass all at once; more go shard by shard.
+# Row-aligned values that are on their way at a time; where a pass has more, it goes by runs of shards.
 _MOST_ROWS = 32 * 1024**2
 _POLL = 1.0
 # A worker that is lost may come back under another address (a nanny starts it again): its shards are
@@ -82,7 +83,7 @@ class _Queue:
 @dataclass(frozen=True)
 class _Task:
     future: Future
-    index: int
+    shards: tuple[int, ...]
     queue: _Queue
 
 
@@ -142,9 +143,10 @@ class DaskExecutor:
         if source.n_shards == 0:
             return reduction.finalize(reduction.empty())
         if rows and _row_bytes(rows) * source.bounds(source.n_shards - 1)[1] > _MOST_ROWS:
-            # Not all rows at once: a shard's at a time, some shards in flight.
+            # Not all rows at once: those of some shards at a time, which the worker combines.
+            most = _MOST_ROWS // (_row_bytes(rows) * self.slots * self._window)
             total = reduction.empty()
-            for _, value in self.map(source, reduction.map, state, rows):
+            for _, value in self._streamed(source, reduce_shards, reduction, state, rows, most=most):
                 total = reduction.combine(total, value)
             return reduction.finalize(total)
         # Before anything is sent: Dask may send it to any worker, so each must be known to fit.
@@ -161,6 +163,7 @@ class DaskExecutor:
                         reduce_shards,
                         part.held,
                         part.source,
+                        part.shards,
                         reduction,
                         sent,
                         cut(rows, *span),
@@ -198,6 +201,25 @@ class DaskExecutor:
         rows: Mapping[str, RowArray] | None = None,
         shards: Sequence[int] | None = None,
     ) -> Iterator[tuple[int, T]]:
+        for (index,), value in self._streamed(source, map_shard, function, state, rows, shards):
+            yield index, value
+
+    def _streamed(
+        self,
+        source: ShardedSource,
+        task: Callable[..., Any],
+        function: Any,
+        state: Any,
+        rows: Mapping[str, RowArray] | None,
+        shards: Sequence[int] | None = None,
+        most: int = 0,
+    ) -> Iterator[tuple[tuple[int, ...], Any]]:
+        """What a task gives for runs of shards, in any order, each with its shards.
+
+        Args:
+            shards: those that are wanted (default: all).
+            most: rows of a run of more than one shard.
+        """
         wanted = set(range(source.n_shards) if shards is None else shards)
         if not wanted:
             return
@@ -217,21 +239,23 @@ class DaskExecutor:
                     queues = self._queues(source, wanted, whole=shards is None)
                     version = self._version
                 for chosen in _next(queues, self._window):
-                    index = chosen.shards.popleft()
-                    wanted.remove(index)
-                    values = cut(rows, *source.bounds(index))
+                    run = first_run(chosen.shards, source.bounds, most)
+                    for index in run:
+                        chosen.shards.popleft()
+                        wanted.remove(index)
+                    values = cut(rows, source.bounds(run[0])[0], source.bounds(run[-1])[1])
                     future = self._submit(
-                        map_shard,
+                        task,
                         chosen.held,
                         chosen.source,
-                        index,
+                        run,
                         function,
                         sent,
                         values,
                         at=chosen.address,
                     )
                     chosen.busy += 1
-                    flight[str(future.key)] = _Task(future, index, chosen)
+                    flight[str(future.key)] = _Task(future, run, chosen)
                     future.add_done_callback(ready.put)
                 try:
                     done = flight[str(ready.get(timeout=_POLL).key)]
@@ -240,10 +264,10 @@ class DaskExecutor:
                 value = self._fetched(done.future)
                 _release(flight.pop(str(done.future.key)).future)
                 done.queue.busy -= 1
-                yield done.index, value
+                yield done.shards, value
                 del value
         finally:
-            _release(*(task.future for task in flight.values()), sent)
+            _release(*(each.future for each in flight.values()), sent)
 
     def release(self, source: ShardedSource) -> None:
         """Forget the shards of a dataset that will not be asked for again."""
@@ -412,14 +436,14 @@ class DaskExecutor:
                 self._threads()
                 for other in beside:
                     if other.status == "error":
-                        raise _told(other.exception()) from None
+                        raise told(other.exception()) from None
         except (Exception, asyncio.CancelledError) as error:
             if isinstance(error, (InputError, RunError)):
                 raise
             if future.status == "error":
-                raise _told(error) from None
+                raise told(error) from None
             if self._disconnected(error):
-                raise _lost(error) from None
+                raise lost(error) from None
             raise
         finally:
             getting.cancel()
@@ -431,7 +455,7 @@ class DaskExecutor:
             raise
         except (Exception, asyncio.CancelledError) as error:
             if self._disconnected(error):
-                raise _lost(error) from None
+                raise lost(error) from None
             raise
 
     def _disconnected(self, error: BaseException) -> bool:
@@ -461,30 +485,3 @@ def _release(*futures: Any) -> None:
     for future in futures:
         if isinstance(future, Future):
             future.release()
-
-
-def _told(error: BaseException) -> BaseException:
-    """What a task failed of, in words where it is the cluster's doing."""
-    if isinstance(error, KilledWorker):
-        task = str(error.task).split("-")[0]
-        doing = {"hold": "reading shards", "reduce_shards": "a sum over shards", "map_shard": "one shard"}
-        return ClusterError(
-            f"{error.allowed_failures + 1} workers died in a row at the same task ({doing.get(task, task)}), "
-            f"the last one {error.last_worker.address}: most likely their memory ran out; lower memory_limit "
-            "or shard_rows, or give each worker more memory"
-        )
-    if isinstance(error, ImportError) or "deserialization of the task graph" in str(error):
-        cause = error.__cause__ or error
-        return ClusterError(
-            f"the cluster cannot load the code that is sent to it ({cause}); install the same packages "
-            "on the scheduler and on every worker"
-        )
-    return error
-
-
-def _lost(error: BaseException) -> ClusterError:
-    text = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return ClusterError(
-        f"the connection to the Dask scheduler was lost ({text}); see whether the scheduler still runs, and "
-        "run the audit again"
-    )

@@ -105,12 +105,17 @@ def hold(source: ShardedSource, shards: tuple[int, ...], room: int) -> Holding:
 
 @_in_words
 def reduce_shards(
-    holding: Holding, source: ShardedSource, reduction: Reduction[T], state: Any, rows: Rows
+    holding: Holding,
+    source: ShardedSource,
+    shards: tuple[int, ...],
+    reduction: Reduction[T],
+    state: Any,
+    rows: Rows,
 ) -> T:
-    """The partial result of all shards of a holding, opened by `source`; `rows` are cut to them together."""
+    """The partial result of a run of shards of a holding, opened by `source`; `rows` are cut to the run."""
     state, total = _opened(state), reduction.empty()
-    first = source.bounds(holding.shards[0])[0]
-    for index in holding.shards:
+    first = source.bounds(shards[0])[0]
+    for index in shards:
         start, stop = source.bounds(index)
         part = cut(rows, start - first, stop - first)
         total = reduction.combine(total, reduction.map(source.open(holding.shard(index)), state, part))
@@ -121,12 +126,13 @@ def reduce_shards(
 def map_shard(
     holding: Holding | None,
     source: ShardedSource,
-    index: int,
+    shards: tuple[int],
     function: MapFunction[T],
     state: Any,
     rows: Rows,
 ) -> T:
     """The value of one shard, of a holding or read from its dataset, opened by `source`."""
+    (index,) = shards
     kept = source.load(index) if holding is None else holding.shard(index)
     return function(source.open(kept), _opened(state), rows)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 
 def settle(slots: Sequence[str], threads: Mapping[str, int]) -> list[str]:
@@ -40,3 +40,20 @@ def spread(sizes: Sequence[int], n_slots: int) -> list[tuple[int, ...]]:
         runs[min(n_slots - 1, (2 * before + size) * n_slots // max(1, 2 * total))].append(index)
         before += size
     return [tuple(run) for run in runs]
+
+
+def first_run(shards: Sequence[int], bounds: Callable[[int], tuple[int, int]], most: int) -> tuple[int, ...]:
+    """The first of some shards and the neighbours that follow it, as long as they have at most so many rows.
+
+    Args:
+        shards: numbers of shards, rising.
+        bounds: first row of a shard and the row behind its last.
+    """
+    length = 1
+    while (
+        length < len(shards)
+        and shards[length] == shards[length - 1] + 1
+        and bounds(shards[length])[1] - bounds(shards[0])[0] <= most
+    ):
+        length += 1
+    return tuple(shards[place] for place in range(length))

@@ -51,6 +51,8 @@ def as_it_is(value: T) -> T:
 class Reduction(Generic[T]):
     """`map` on every shard, `combine` in any grouping of neighbours, `finalize` what comes out.
 
+    Where row-aligned values come along, neighbours may be combined in any order.
+
     Args:
         map: `(shard, state, rows) -> partial`, a top-level function, so that it can be sent to a
             worker. `state` is the small state of the computation; `rows` holds arrays aligned

@@ -18,7 +18,7 @@ from influence_batch.config import ClusterAddress, LocalCluster
 from influence_batch.errors import InputError, MissingFileError, RunError
 from influence_batch.execution import InProcessExecutor, Reduction, in_order, on_dask, open_executor
 from influence_batch.execution.on_dask import DaskExecutor
-from influence_batch.execution.placement import settle, spread
+from influence_batch.execution.placement import first_run, settle, spread
 from influence_batch.execution.reduction import sum_over_shards
 from tests.execution import workers
 from tests.execution.processes import cluster, wait_until
@@ -106,6 +106,21 @@ class TestPlacement:
         share = sum(sizes) / n_slots + max(sizes, default=0)
         assert all(sum(sizes[i] for i in run) <= share for run in runs)
 
+    @pytest.mark.parametrize(
+        ("shards", "most", "expected"),
+        [
+            ([0, 1, 2, 3], 0, (0,)),
+            ([0, 1, 2, 3], 25, (0, 1)),
+            ([0, 1, 2, 3], 1000, (0, 1, 2, 3)),
+            ([1, 2, 5], 1000, (1, 2)),
+            ([3], 1000, (3,)),
+        ],
+    )
+    def test_a_run_has_no_gaps_and_not_too_many_rows(
+        self, shards: list[int], most: int, expected: tuple[int, ...]
+    ) -> None:
+        assert first_run(shards, lambda index: (10 * index, 10 * index + 10), most) == expected
+
     def test_as_many_shards_as_slots(self) -> None:
         assert spread([4, 4, 4], 3) == [(0,), (1,), (2,)]
 
@@ -129,6 +144,20 @@ class TestSameAsInProcess:
         )
         parts = in_order(executor.map(source, workers.weighted_products, state, rows))
         np.testing.assert_allclose(sum(part[0] for part in parts), expected[0], rtol=1e-13, atol=1e-13)
+        executor.release(source)
+
+    @pytest.mark.parametrize("most", [1, 400, 700])
+    def test_more_values_than_go_at_a_time(
+        self, client: Any, notes: str, monkeypatch: pytest.MonkeyPatch, most: int
+    ) -> None:
+        monkeypatch.setattr(on_dask, "_MOST_ROWS", most)
+        source, rows = NotedSource(notes, EDGES["tens"]), {"w": np.linspace(0.5, 2.0, N)}
+        reduction = sum_over_shards(workers.weighted_products)
+        expected = InProcessExecutor(0).reduce(source, reduction, np.eye(3), rows)
+        executor = DaskExecutor(client, 3 * source.shard_bytes())
+        result = executor.reduce(source, reduction, np.eye(3), rows)
+        np.testing.assert_allclose(result[0], expected[0], rtol=1e-13, atol=1e-13)
+        assert result[1] == expected[1]
         executor.release(source)
 
     def test_a_large_state(self, client: Any, notes: str) -> None:
