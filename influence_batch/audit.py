@@ -1,6 +1,6 @@
 """The stages of an audit as plain functions, and `run`, which has their order.
 
-    prepare -> plan -> read -> train -> explain -> cross -> detect -> write
+    prepare -> plan -> read -> train -> explain -> cross -> detect -> rank -> support -> write
 
 Each takes what the ones before it returned. What travels between them is small next to the data:
 weights, where the shards are, and columns on disk with a row per training example.
@@ -21,12 +21,16 @@ from influence_batch.dataset.inspection import check_test_labels, encode_all
 from influence_batch.detection import (
     Reading,
     keep_for_refit,
+    rank_by_doubt,
     read_classes,
     read_numbers,
     reading_parts,
+    select_suspects,
+    trusted_error,
     with_loo_of,
 )
 from influence_batch.errors import InputError
+from influence_batch.evidence import support
 from influence_batch.execution import Executor, gather_rows, open_executor
 from influence_batch.execution.parts import Mapped, Store, blocks, take
 from influence_batch.features import fit_step, restore_step
@@ -48,7 +52,7 @@ from influence_batch.preparation import open_run, plan_audit, prepare, require_u
 from influence_batch.report import Report, RunWriter
 from influence_batch.solvers import Deferred, InverseHessian, SolveResult, Status
 from influence_batch.solvers.choice import make_solver
-from influence_batch.stages import Clock, Crossed, Data, Explained, Model, Outcome, Prepared
+from influence_batch.stages import Clock, Crossed, Data, Explained, Found, Listing, Model, Outcome, Prepared
 from influence_batch.writing import write
 
 # (stage, how much is done, of how much)
@@ -113,7 +117,11 @@ def run(config: AuditConfig, progress: Progress = quiet, wrap: Wrap = lambda nam
             crossed = wrap("cross influence", cross)(data, model, explained, writer, progress)
         with clock("detection"):
             reading = wrap("detection", detect)(data, model, explained, progress)
-        outcome: Outcome = wrap("report", write)(data, model, explained, crossed, reading, writer, clock)
+            listing = rank(data, reading)
+        with clock("evidence"):
+            evidence = wrap("evidence", support)(data, model, explained, crossed, reading, listing)
+        found = Found(reading, listing, evidence)
+        outcome: Outcome = wrap("report", write)(data, model, explained, crossed, found, writer, clock)
     return outcome
 
 
@@ -260,7 +268,7 @@ def explain(data: Data, model: Model, progress: Progress = quiet) -> Explained:
         data.store,
         "influence",
     )
-    return Explained(inverse, model.objective.p, result)
+    return Explained(inverse, data.plan.choice.kind == "direct", model.objective.p, result)
 
 
 def _inverse(
@@ -322,6 +330,7 @@ def cross(
         logits = linear.logits(weights, block.features)
         gradient = linear.gradient_sum(objective.loss.residual(logits, block.targets), block.features)
         store.save(f"test-gradient-{number}", {"gradient": gradient})
+        store.save(f"test-solution-{number}", {"solution": result.solution})
         # Last, for it is this part by which a run that is taken up knows the block as done.
         table.write(
             number,
@@ -335,7 +344,6 @@ def cross(
     progress("cross-influence", len(rows), len(rows))
     points = {name: np.asarray(column) for name, column in table.columns().items()}
     mean = _mean_solve(data, explained, len(parts), len(rows))
-    explained.inverse.forget()
     first, corrected = mean_influence(objective, mean.solution[:, 0], explained.train, store)
     test_points = {
         "id": take(inspection.ids, rows),
@@ -391,7 +399,9 @@ def _mean_solve(data: Data, explained: Explained, n_parts: int, n_test: int) -> 
 
 
 def detect(data: Data, model: Model, explained: Explained, progress: Progress = quiet) -> Reading:
-    """Read the leave-one-out predictions, refit once without the suspects, and read again.
+    """Read the leave-one-out predictions; where errors are sure, refit without the suspects and read again.
+
+    A refit would make the suspects of a guess look like errors for sure, so there the first reading stands.
 
     Raises:
         RunError: the refit did not reach its optimum.
@@ -399,23 +409,42 @@ def detect(data: Data, model: Model, explained: Explained, progress: Progress = 
     objective = model.objective
     given = encode_all(data.train, data.train_inspection.labels)
     progress("detect", 0, 2)
-    first = _read(data, explained.train, given, "reading")
+    first = _read(data, model, model.fit.weights, explained.train, given, "reading")
     keep = keep_for_refit(first, given, data.prepared.regression)
-    if keep.all():
+    if keep.all() or first.basis == "prior":
         progress("detect", 2, 2)
         return first
     progress("detect", 1, 2)
     cleaned = replace(objective, example_weights=keep)
-    result = _fit(data, cleaned, "refit", model.fit.weights)
+    # Without the suspects the Hessian is much the same: its inverse saves the refit two passes of three.
+    near = (lambda vectors: explained.inverse.solve(vectors).solution) if explained.factored else None
+    result = _fit(data, replace(cleaned, near_inverse=near), "refit", model.fit.weights)
+    explained.inverse.forget()
     inverse = _inverse(data, cleaned, result.weights, "refit-influence")
     again = train_influence(
         cleaned, result.weights, inverse, data.plan.inverse_bytes, store=data.store, name="refit-influence"
     )
+    second = _read(data, model, result.weights, again, given, "refit-reading")
     progress("detect", 2, 2)
-    return with_loo_of(_read(data, again, given, "refit-reading"), first)
+    return first if second.basis == "prior" else with_loo_of(second, first)
 
 
-def _read(data: Data, influence: TrainInfluence, given: np.ndarray, name: str) -> Reading:
+def rank(data: Data, reading: Reading) -> Listing:
+    """Order the examples by suspicion, and cut off the list."""
+    config = data.prepared.config.detection
+    order = rank_by_doubt(reading)
+    suspect = select_suspects(reading, order, config.threshold, config.budget, config.target_precision)
+    return Listing(order, suspect)
+
+
+def _read(
+    data: Data,
+    model: Model,
+    weights: np.ndarray,
+    influence: TrainInfluence,
+    given: np.ndarray,
+    name: str,
+) -> Reading:
     if data.prepared.regression:
         columns = (influence.residual, influence.corrected_residual, influence.loo_logits)
         residual, corrected, predictions = (np.asarray(column)[:, 0] for column in columns)
@@ -423,4 +452,8 @@ def _read(data: Data, influence: TrainInfluence, given: np.ndarray, name: str) -
     parts = reading_parts(len(given), len(data.train.classes or ()))
     bounds = [(part.start, part.stop) for part in parts]
     scores = Mapped(influence.loo_logits, data.loss.class_scores)
-    return read_classes(scores, given, data.store.table(name, bounds))
+    test = data.prepared.config.test
+    trusted = None
+    if test is not None and test.trusted and model.test is not None:
+        trusted = trusted_error(model.test, data.executor, data.loss, weights)
+    return read_classes(scores, given, data.store.table(name, bounds), trusted)

@@ -232,6 +232,26 @@ class DetectionConfig(_Section):
         ge=1,
         description="a whole number, 1 or more: length of the list, which then replaces the threshold",
     )
+    target_precision: _Float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="a number above 0, up to 1: estimated share of the list that is wrong, which then "
+        "replaces the threshold",
+    )
+
+    evidence: _Int = Field(
+        1000,
+        ge=0,
+        description="a whole number, 0 or more: rows from the top of the list that get neighbours, "
+        "test points and a reason",
+    )
+
+    @model_validator(mode="after")
+    def _budget_or_precision(self) -> Self:
+        if self.budget is not None and self.target_precision is not None:
+            raise PydanticCustomError("budget_and_precision", "budget or target_precision, not both")
+        return self
 
 
 class NoCluster(_Section):

@@ -44,6 +44,8 @@ _BLOCK_SHARE = 0.1
 _MOST_TEST_POINTS_A_BLOCK = 256
 # Passes that the fit of a model takes, about, and the sum of its Newton systems.
 _FIT_PASSES, _NEWTON_ITERATIONS = 120, 8
+# Rows of the list that get evidence, as far as a plan can tell.
+_LISTED = 1000
 _INTERPRETER = 512 * 1024**2
 # Slots that are planned for where a cluster's size is not in the config.
 _UNKNOWN_SLOTS = 4
@@ -232,7 +234,7 @@ def _needs(config: AuditConfig, sizes: Sizes, width: int, regression: bool) -> _
     shards = slots * (8.0 * most * values + _WORKING)
     start = min(8.0 * sizes.k * sizes.d**2, preconditioner_bytes(config))
     rows = (_REGRESSION_ROW_BYTES if regression else _ROW_BYTES) * sizes.n
-    rows += 6.0 * 8.0 * sizes.k * fit_rows(sizes.n, sizes.k)  # a noise matrix is fitted
+    rows += 9.0 * 8.0 * sizes.k * fit_rows(sizes.n, sizes.k)  # a noise matrix is fitted
     column = 8.0 * sizes.p * (_BLOCK_COPIES + slots * _BLOCK_COPIES_A_SLOT)
     share = _BLOCK_SHARE * config.memory_limit / column
     block = int(min(max(share, 1), _MOST_TEST_POINTS_A_BLOCK, sizes.m))
@@ -312,7 +314,12 @@ def make_plan(config: AuditConfig, train: Dataset, n_test: int, classes: tuple[A
     narrow = compact and train.float32 and not redone
     data_bytes = (4.0 if narrow else 8.0) * n * kept_width
     stages = tuple(_stages(sizes, choice, block, column, inverse, fixed, dense))
-    parts = n * (8.0 * (4 * sizes.k + 12)) * 2 + 2 * dense + 400.0 * sizes.m * config.influence.top_k
+    parts = (
+        n * (8.0 * (4 * sizes.k + 12)) * 2
+        + 2 * dense
+        + 400.0 * sizes.m * config.influence.top_k
+        + 8.0 * sizes.p * sizes.m
+    )
     return Plan(
         sizes=sizes,
         classes=classes,
@@ -355,6 +362,7 @@ def _stages(
     cross = 2.0 * n * sizes.p * m + 60.0 * n * k * m
     yield Stage("cross_influence", cross, -(-m // block), fixed + dense)
     yield Stage("detection", 0.5 * fit_flops + solves, _FIT_PASSES / 2 + influence_passes, fixed + dense)
+    yield Stage("evidence", 2.0 * n * d * _LISTED, 3, row_memory)
     yield Stage("report", 0.0, 0, _ROW_BYTES * n)
 
 

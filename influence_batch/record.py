@@ -20,7 +20,7 @@ from influence_batch.dataset.inspection import encode_all
 from influence_batch.detection import Reading
 from influence_batch.execution.parts import narrow_blocks
 from influence_batch.models import predict
-from influence_batch.stages import Crossed, Data, Explained, Model
+from influence_batch.stages import Crossed, Data, Explained, Found, Model
 
 FORMAT = 1
 _SECRET = re.compile("pass|secret|token|credential|key", re.IGNORECASE)
@@ -32,8 +32,7 @@ def run_record(
     model: Model,
     explained: Explained,
     crossed: Crossed,
-    reading: Reading,
-    n_suspects: int,
+    found: Found,
     seconds: Mapping[str, float],
 ) -> dict[str, Any]:
     """Content of run.json, as plain JSON types."""
@@ -95,7 +94,7 @@ def run_record(
             "test_points_a_block": data.plan.block,
             "taken_over": {name: list(parts) for name, parts in data.store.taken_over.items()},
         },
-        "detection": _detection(data, reading, n_suspects),
+        "detection": _detection(data, found.reading, found.listing.suspect),
         "notes": _notes(data, model, explained, crossed, n_test),
         "seconds": {stage: round(value, 4) for stage, value in seconds.items()},
         "peak_memory_bytes": _peak_memory(),
@@ -125,16 +124,22 @@ def _describe(dataset: Dataset, inspection: Inspection) -> dict[str, Any]:
     return described
 
 
-def _detection(data: Data, reading: Reading, n_suspects: int) -> dict[str, Any]:
+def _detection(data: Data, reading: Reading, suspect: np.ndarray) -> dict[str, Any]:
+    n_suspects = int(suspect.sum())
+    expected = float(np.asarray(reading.p_mislabeled)[suspect].sum())
     detection: dict[str, Any] = {
         "n_suspects": n_suspects,
         "estimated_errors": reading.estimated_errors,
         "estimated_errors_low": reading.low,
         "estimated_errors_high": reading.high,
+        "basis": reading.basis,
         "evidence": reading.evidence,
+        "estimated_precision": None if n_suspects == 0 else expected / n_suspects,
+        "estimated_recall": None if reading.estimated_errors == 0 else expected / reading.estimated_errors,
     }
     if reading.noise is not None and data.train.classes is not None:
         detection["temperature"] = reading.noise.temperature
+        detection["border_noise"] = reading.noise.border
         detection["noise_matrix"] = {
             "classes": list(data.train.classes),
             "given_by_true": reading.noise.matrix.round(6).tolist(),
@@ -153,8 +158,8 @@ def _notes(data: Data, model: Model, explained: Explained, crossed: Crossed, n_t
             f"There is no test set: a sample of {n_test} rows of train (seed {config.seed}) serves as test "
             "points, a row's influence on itself left out."
         )
-    if config.test is not None and config.test.trusted:
-        notes.append("test.trusted has no effect in this version.")
+    if config.test is not None and config.test.trusted and data.prepared.regression:
+        notes.append("test.trusted has no effect on a regression.")
     if model.fit.method == "given" and not config.model.require_optimum:
         notes.append(
             f"The weights were given and not checked: their relative gradient norm is "

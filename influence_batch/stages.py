@@ -14,6 +14,7 @@ import pyarrow as pa
 from influence_batch.config import AuditConfig
 from influence_batch.dataset import Dataset, Inspection
 from influence_batch.dataset.columns import storage_type
+from influence_batch.detection import Reading
 from influence_batch.execution import Executor
 from influence_batch.execution.parts import Store
 from influence_batch.influence import Fit, Objective, TrainInfluence
@@ -76,9 +77,14 @@ class Model:
 
 @dataclass(frozen=True)
 class Explained:
-    """The inverse Hessian of so many parameters, and what it says of each training example."""
+    """The inverse Hessian of so many parameters, and what it says of each training example.
+
+    Attributes:
+        factored: whether a solve is no pass over the data.
+    """
 
     inverse: Deferred
+    factored: bool
     parameters: int
     train: TrainInfluence
 
@@ -113,6 +119,48 @@ class Crossed:
         first[own] = (n_test * first[own] - self_influence[own]) / (n_test - 1)
         corrected[own] = (n_test * corrected[own] - self_leave_one_out[own]) / (n_test - 1)
         return first, corrected
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The order of suspicion.
+
+    Attributes:
+        rank: (n,) 1 for the most suspect example.
+        suspect: (n,) mask of the list.
+    """
+
+    rank: np.ndarray
+    suspect: np.ndarray
+
+    @property
+    def rows(self) -> np.ndarray:
+        """Rows of the list (s,), by rank."""
+        listed = np.flatnonzero(self.suspect)
+        rows: np.ndarray = listed[np.argsort(self.rank[listed])]
+        return rows
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What speaks against the label of the first e examples on the list, by rank.
+
+    Attributes:
+        columns: of the table `suspects`, (e,) each.
+        outlier: (e,) whether the example is like no class, so that no label can be suggested.
+    """
+
+    columns: Mapping[str, Any]
+    outlier: np.ndarray
+
+
+@dataclass(frozen=True)
+class Found:
+    """What detection hands to the report."""
+
+    reading: Reading
+    listing: Listing
+    evidence: Evidence
 
 
 @dataclass(frozen=True)

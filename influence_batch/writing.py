@@ -7,15 +7,16 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from influence_batch.detection import Reading, rank_by_doubt, select_suspects
+from influence_batch.evidence import standing
 from influence_batch.execution.parts import narrow_blocks
 from influence_batch.influence import TrainInfluence
 from influence_batch.models import predict
 from influence_batch.preparation import require_unchanged
 from influence_batch.record import run_record
-from influence_batch.report import RunWriter
-from influence_batch.stages import Clock, Crossed, Data, Explained, Model, Outcome
+from influence_batch.report import TABLES, RunWriter
+from influence_batch.stages import Clock, Crossed, Data, Evidence, Explained, Found, Model, Outcome
 
 
 def write(
@@ -23,30 +24,33 @@ def write(
     model: Model,
     explained: Explained,
     crossed: Crossed,
-    reading: Reading,
+    found: Found,
     writer: RunWriter,
     clock: Clock,
 ) -> Outcome:
-    """Rank, write the tables, and give the run its place.
+    """Write the tables, and give the run its place.
 
     Raises:
         InputError: a file has changed since it was read.
     """
     config = data.prepared.config
+    listing = found.listing
     with clock("report"):
-        rank = rank_by_doubt(reading)
-        suspect = select_suspects(reading, rank, config.detection.threshold, config.detection.budget)
+        unlike = np.sort(listing.rows[: len(found.evidence.outlier)][found.evidence.outlier])
         listed: list[pa.Table] = []
 
         def tables() -> Iterator[Mapping[str, Any]]:
             for rows in narrow_blocks(data.train.n_rows, data.loss.outputs):
-                table = _examples(data, explained.train, crossed, reading, rank, suspect, rows)
-                listed.append(table.filter(pa.array(suspect[rows])))
+                table = _examples(data, explained.train, crossed, found, unlike, rows)
+                listed.append(table.filter(pa.array(listing.suspect[rows])))
                 yield table
 
         writer.write_blocks("examples", tables())
-        suspects = pa.concat_tables(listed)
-        writer.write_table("suspects", suspects.sort_by("rank"))
+        suspects = pa.concat_tables(listed).sort_by("rank")
+        writer.write_table("suspects", _with_evidence(suspects, found.evidence))
+        if data.train.classes is not None:
+            writer.write_table("classes", _classes(data, found))
+            writer.write_table("noise_matrix", _noise_matrix(data, found))
         writer.write_table("test_points", crossed.test_points)
         intercept = config.model.intercept
         weights = model.fit.weights
@@ -57,7 +61,7 @@ def write(
         for number, step in enumerate(model.objective.dataset.steps):
             writer.write_arrays(f"features-{number}-{step.kind}.npz", vars(step))
     require_unchanged(data.prepared)
-    record = run_record(data, model, explained, crossed, reading, int(suspect.sum()), clock.seconds)
+    record = run_record(data, model, explained, crossed, found, clock.seconds)
     return Outcome(writer.commit(record), record)
 
 
@@ -65,13 +69,13 @@ def _examples(
     data: Data,
     influence: TrainInfluence,
     crossed: Crossed,
-    reading: Reading,
-    rank: np.ndarray,
-    suspect: np.ndarray,
+    found: Found,
+    unlike: np.ndarray,
     rows: slice,
 ) -> pa.Table:
     """Some rows of the table `examples`."""
-    inspection = data.train_inspection
+    inspection, reading = data.train_inspection, found.reading
+    rank, suspect = found.listing.rank, found.listing.suspect
     labels = inspection.labels[rows]
     suggested, p_mislabeled = reading.suggested[rows], reading.p_mislabeled[rows]
     if not data.prepared.regression:
@@ -82,7 +86,7 @@ def _examples(
         {
             "id": inspection.ids[rows],
             "given_label": labels,
-            "suggested_label": data.decode(suggested),
+            "suggested_label": _without(data.decode(suggested), unlike, rows),
             "suggested_probability": reading.suggested_probability[rows],
             "predicted_label": data.decode(predict(data.loss, influence.logits[rows])),
             "loss": influence.loss[rows],
@@ -97,3 +101,45 @@ def _examples(
             "row_fingerprint": inspection.row_fingerprints[rows],
         }
     )
+
+
+def _without(labels: pa.Array, unlike: np.ndarray, rows: slice) -> pa.Array:
+    """Labels of some rows, null for those that are like no class."""
+    kept = np.ones(len(labels), dtype=bool)
+    kept[unlike[(unlike >= rows.start) & (unlike < rows.stop)] - rows.start] = False
+    return pc.if_else(pa.array(kept), labels, pa.nulls(len(labels), labels.type))
+
+
+def _with_evidence(suspects: pa.Table, evidence: Evidence) -> Mapping[str, Any]:
+    """The list with what speaks against its first rows; null for the others."""
+    columns: dict[str, Any] = {name: suspects[name] for name in suspects.column_names}
+    columns |= {c.name: pa.nulls(len(suspects)) for c in TABLES["suspects"] if c.name not in columns}
+    for name, column in evidence.columns.items():
+        rest = pa.nulls(len(suspects) - len(column), column.type)
+        columns[name] = pa.chunked_array([column, rest], column.type)
+    return columns
+
+
+def _classes(data: Data, found: Found) -> Mapping[str, Any]:
+    fares = standing(data, found.reading, found.listing)
+    assert fares is not None
+    return {
+        "label": data.decode(np.arange(len(fares.rows))),
+        "rows": fares.rows,
+        "suspects": fares.suspects,
+        "estimated_errors": fares.errors,
+        "error_rate": fares.error_rate,
+    }
+
+
+def _noise_matrix(data: Data, found: Found) -> Mapping[str, Any]:
+    """Every pair of classes, by the number of labels that went from the one to the other."""
+    assert found.reading.flows is not None
+    true, given = np.nonzero(~np.eye(len(found.reading.flows), dtype=bool))
+    flows = found.reading.flows[true, given]
+    order = np.argsort(-flows, kind="stable")
+    return {
+        "true_label": data.decode(true[order]),
+        "given_label": data.decode(given[order]),
+        "estimated_errors": flows[order],
+    }

@@ -75,7 +75,7 @@ def test_defaults(file: Path, tmp_path: Path) -> None:
             "damping": 0.0,
             "test_sample": 1000,
         },
-        "detection": {"threshold": 0.5, "budget": None},
+        "detection": {"threshold": 0.5, "budget": None, "target_precision": None, "evidence": 1000},
         "cluster": {"kind": "none"},
         "memory_limit": 2 * 1024**3,
         "shard_rows": None,

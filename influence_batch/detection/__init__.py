@@ -1,9 +1,10 @@
 """From leave-one-out predictions to suspects: noise matrix, outlier mixture, ranking."""
 
-from influence_batch.detection.noise_matrix import NoiseModel, fit_noise
+from influence_batch.detection.noise_matrix import Channel, NoiseModel
 from influence_batch.detection.outliers import OutlierModel, fit_outliers, score_outliers
 from influence_batch.detection.suspects import (
     Reading,
+    error_flows,
     keep_for_refit,
     rank_by_doubt,
     read_classes,
@@ -12,12 +13,15 @@ from influence_batch.detection.suspects import (
     select_suspects,
     with_loo_of,
 )
+from influence_batch.detection.trusted import TrustedError, trusted_error
 
 __all__ = [
+    "Channel",
     "NoiseModel",
     "OutlierModel",
     "Reading",
-    "fit_noise",
+    "TrustedError",
+    "error_flows",
     "fit_outliers",
     "keep_for_refit",
     "rank_by_doubt",
@@ -26,5 +30,6 @@ __all__ = [
     "reading_parts",
     "score_outliers",
     "select_suspects",
+    "trusted_error",
     "with_loo_of",
 ]

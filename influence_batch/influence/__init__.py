@@ -1,6 +1,12 @@
 """Models and solvers put together: objective, fit, leverage, cross-influence; per shard, via an executor."""
 
-from influence_batch.influence.cross import TestBlock, TopK, cross_influence, mean_influence
+from influence_batch.influence.cross import (
+    TestBlock,
+    TopK,
+    cross_influence,
+    influence_of_some,
+    mean_influence,
+)
 from influence_batch.influence.fit import Fit, fit
 from influence_batch.influence.leave_one_out import TrainInfluence, train_influence
 from influence_batch.influence.objective import HessianOperator, Objective
@@ -14,6 +20,7 @@ __all__ = [
     "TrainInfluence",
     "cross_influence",
     "fit",
+    "influence_of_some",
     "mean_influence",
     "train_influence",
 ]

@@ -154,6 +154,20 @@ def _shard_mean(shard: Shard, state: tuple[np.ndarray, float], rows: Rows) -> di
     }
 
 
+def influence_of_some(
+    features: np.ndarray, residual: np.ndarray, solution: np.ndarray, n_total: float
+) -> np.ndarray:
+    """Influence (e, m) of e examples on m test points.
+
+    Args:
+        features: (e, d) of the examples.
+        residual: (e, k), the corrected one for leave-one-out influence.
+        solution: (p, m) H^-1 of the test points' gradients.
+        n_total: n.
+    """
+    return _contract(residual, linear.project(solution, features)) / n_total
+
+
 def _shard_top_k(shard: Shard, state: _State, rows: Rows) -> TopK:
     m = state.solution.shape[1]
     k = rows["residual"].shape[1]

@@ -18,6 +18,8 @@ _BACKTRACKS = 20
 _PASS_WORTH = 32
 _CG_ITERATIONS = 500
 _ASSEMBLY_SIZE = 4000
+# Relative gradient norm at which weights are good to some eleven digits, and polishing has nothing to add.
+_POLISHED = 1e-13
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ def fit(
         norm = float(np.linalg.norm(point.gradient)) / scale
         progress(iteration, norm)
         if norm <= tolerance:
-            weights, point = _polish(objective, weights, point, method, most)
+            weights, point = _polish(objective, weights, point, method, most, _POLISHED * scale)
             norm = float(np.linalg.norm(point.gradient)) / scale
             return Fit(weights, point.value, norm, iteration, method)
         if iteration == max_iterations or not np.isfinite(norm):
@@ -148,14 +150,16 @@ def _newton_step(
 
 
 def _polish(
-    objective: Objective, weights: np.ndarray, point: Point, method: str, most: int
+    objective: Objective, weights: np.ndarray, point: Point, method: str, most: int, goal: float
 ) -> tuple[np.ndarray, Point]:
-    """One or two last Newton steps, down to where rounding sets the gradient.
+    """One or two last Newton steps, down to a gradient norm of `goal` or where rounding sets it.
 
     Without them the weights would be accurate to the tolerance only, and differ by as much from one
     sharding to the next.
     """
     for _ in range(2):
+        if np.linalg.norm(point.gradient) <= goal:
+            break
         try:
             step, _ = _newton_step(objective.hessian(weights), point, method, 1e-6, most)
         except SolverError:

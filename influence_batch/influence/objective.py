@@ -44,6 +44,8 @@ class Objective:
         damping: added to the Hessian's diagonal, not to J.
         example_weights: (n,) how often each example counts; None for once. n in J is their sum.
         preconditioner_bytes: above this many bytes of factors the preconditioner is the diagonal.
+        near_inverse: V -> H^-1 V of a Hessian near to this one, where there is one already; it then is
+            the preconditioner.
     """
 
     dataset: Dataset
@@ -53,6 +55,7 @@ class Objective:
     damping: float = 0.0
     example_weights: np.ndarray | None = None
     preconditioner_bytes: float = 512 * 1024**2
+    near_inverse: Callable[[np.ndarray], np.ndarray] | None = None
 
     @property
     def k(self) -> int:
@@ -178,9 +181,12 @@ class HessianOperator:
         """Inverse of the Hessian that has the mean of C in the place of every example's C.
 
         With C = R diag(c) R' it is, in the basis R, a d by d matrix `c_j X'X/n + diag(penalty)` for
-        each j; where those do not fit, only their diagonals.
+        each j; where those do not fit, only their diagonals. Another Hessian's inverse is better where
+        the objective has one.
         """
         o = self.objective
+        if o.near_inverse is not None:
+            return o.near_inverse
         curvature = o.executor.reduce(
             o.dataset, sum_over_shards(_shard_curvature, o.n), (o.loss, self.weights), o.rows
         )

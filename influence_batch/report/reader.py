@@ -41,6 +41,16 @@ class Report:
         return self._table("test_points.parquet")
 
     @cached_property
+    def classes(self) -> pd.DataFrame:
+        """A row per label: its suspects and estimated errors (classification only)."""
+        return self._table("classes.parquet")
+
+    @cached_property
+    def noise_matrix(self) -> pd.DataFrame:
+        """A row per pair of classes: how many labels went from the one to the other (classification only)."""
+        return self._table("noise_matrix.parquet")
+
+    @cached_property
     def run(self) -> dict[str, Any]:
         """Config, fingerprints, versions, timings and diagnostics."""
         content: dict[str, Any] = json.loads((self.run_dir / "run.json").read_text(encoding="utf-8"))

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 # Types that follow the user's own columns.
-ID, LABEL = "id", "label"
+ID, LABEL, IDS = "id", "label", "ids"
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column: name, Arrow type (or `id` / `label` for the user's own), meaning."""
+    """A column: name, Arrow type (or `id`, `label`, `ids` for the user's own), meaning."""
 
     name: str
     type: pa.DataType | str
@@ -21,6 +21,7 @@ class Column:
 
 
 _F, _I, _B, _S = pa.float64(), pa.int64(), pa.bool_(), pa.string()
+_FS = pa.list_(pa.float64())
 
 _EXAMPLES = (
     Column(
@@ -80,9 +81,62 @@ _EXAMPLES = (
     ),
 )
 
+_EVIDENCE = (
+    Column(
+        "reason", _S, "what speaks against the label, in words; null beyond the first detection.evidence rows"
+    ),
+    Column("nearest_given_ids", IDS, "the nearest examples with the same label, the nearest first"),
+    Column("nearest_given_distances", _FS, "their Euclidean distances, in the model's features"),
+    Column("nearest_suggested_ids", IDS, "the nearest examples with the suggested label, the nearest first"),
+    Column("nearest_suggested_distances", _FS, "their distances"),
+    Column(
+        "duplicate_id",
+        ID,
+        "an example with another label and the same features, or nearly so (a twentieth of what a nearest "
+        "neighbour's distance commonly is); null where there is none",
+    ),
+    Column("duplicate_label", LABEL, "its label"),
+    Column("duplicate_distance", _F, "its distance; 0 for the same features"),
+    Column(
+        "is_outlier",
+        _B,
+        "whether it is far from every class (three times as far from the nearest class mean as 99 of 100 "
+        "examples, Mahalanobis distance): then suggested_label is null",
+    ),
+    Column(
+        "harmed_influence",
+        _F,
+        "sum of the leave-one-out influences on all test points that it harms, never positive",
+    ),
+    Column("harmed_test_ids", IDS, "the test points that it harms most, the most harmed first"),
+    Column("harmed_test_influences", _FS, "the leave-one-out influences on them"),
+    Column(
+        "label_error_rate", _F, "estimated share of wrong labels among all examples with this given label"
+    ),
+)
+
 TABLES: Mapping[str, tuple[Column, ...]] = {
     "examples": _EXAMPLES,
-    "suspects": _EXAMPLES,
+    "suspects": (*_EXAMPLES, *_EVIDENCE),
+    "classes": (
+        Column("label", LABEL, "a given label"),
+        Column("rows", _I, "examples with that label"),
+        Column("suspects", _I, "of them on the list"),
+        Column(
+            "estimated_errors", _F, "expected number of them that are labelled wrong: the sum of p_mislabeled"
+        ),
+        Column("error_rate", _F, "their share"),
+    ),
+    "noise_matrix": (
+        Column("true_label", LABEL, "a class"),
+        Column("given_label", LABEL, "another label"),
+        Column(
+            "estimated_errors",
+            _F,
+            "expected number of examples of that class that were given that label; all together they are "
+            "detection.estimated_errors",
+        ),
+    ),
     "cross_influence": (
         Column("test_id", ID, "id of the test point"),
         Column("train_id", ID, "id of the training example"),
@@ -114,7 +168,7 @@ TABLES: Mapping[str, tuple[Column, ...]] = {
 
 def table_schema(name: str, id_type: pa.DataType, label_type: pa.DataType) -> pa.Schema:
     """Arrow schema of a table, with each column's meaning as `description` in its metadata."""
-    own = {ID: id_type, LABEL: label_type}
+    own = {ID: id_type, LABEL: label_type, IDS: pa.list_(id_type)}
     return pa.schema(
         [
             pa.field(
@@ -129,7 +183,7 @@ def table_schema(name: str, id_type: pa.DataType, label_type: pa.DataType) -> pa
 
 def describe_tables() -> dict[str, list[dict[str, str]]]:
     """Name, type and meaning of every column of every table, as plain data."""
-    own = {ID: "as the id column", LABEL: "as the label column"}
+    own = {ID: "as the id column", LABEL: "as the label column", IDS: "list of ids"}
     return {
         name: [
             {

@@ -6,8 +6,17 @@ import numpy as np
 import pytest
 from scipy.special import softmax
 
-from influence_batch.detection import fit_noise, keep_for_refit, rank_by_doubt, read_classes, select_suspects
-from influence_batch.detection.noise_matrix import noise_statistics
+from influence_batch.detection import (
+    Channel,
+    NoiseModel,
+    TrustedError,
+    error_flows,
+    keep_for_refit,
+    rank_by_doubt,
+    read_classes,
+    select_suspects,
+)
+from influence_batch.detection.noise_matrix import LabelGroup, em_statistics, log_border, log_joint
 from influence_batch.detection.suspects import fit_rows, fit_sample
 
 
@@ -24,48 +33,131 @@ def _world(
     return scores, true, given
 
 
-def test_channel_is_recovered() -> None:
+def _noise(scores: np.ndarray, given: np.ndarray) -> NoiseModel:
+    channel = Channel(scores, given)
+    found = channel.believable_noise(channel.without_noise())
+    assert found is not None
+    return found
+
+
+def test_errors_are_counted_and_probabilities_calibrated() -> None:
     matrix = np.array([[0.9, 0.08, 0.02], [0.01, 0.97, 0.02], [0.2, 0.0, 0.8]])
     scores, true, given = _world(20_000, matrix, temperature=0.7)
-    model = fit_noise(scores, given)
-    assert model.temperature == pytest.approx(0.7, rel=0.05)
-    np.testing.assert_allclose(model.matrix, matrix, atol=0.015)
+    assert _noise(scores, given).temperature == pytest.approx(0.7, rel=0.1)
     reading = read_classes(scores, given)
+    assert reading.basis == "noise matrix"
+    assert reading.noise is not None
     wrong = true != given
-    assert reading.estimated_errors == pytest.approx(wrong.sum(), rel=0.03)
-    for low in np.arange(0.0, 1.0, 0.2):
-        inside = (reading.p_mislabeled >= low) & (reading.p_mislabeled < low + 0.2)
-        if inside.sum() > 200:
-            assert reading.p_mislabeled[inside].mean() == pytest.approx(wrong[inside].mean(), abs=0.05)
+    # One class's errors are five times another's here: the matrix is drawn towards even noise.
+    assert reading.estimated_errors == pytest.approx(wrong.sum(), rel=0.08)
+    assert reading.low < wrong.sum() < reading.high
+    bins = np.minimum((15 * reading.p_mislabeled).astype(int), 14)
+    gaps = [abs(reading.p_mislabeled[bins == i].sum() - wrong[bins == i].sum()) for i in range(15)]
+    assert sum(gaps) / len(wrong) < 0.02
+    flows = error_flows(scores, given, reading.noise)
+    assert flows.sum() == pytest.approx(reading.estimated_errors)
+    for j, g in [(0, 1), (2, 0)]:
+        assert flows[j, g] == pytest.approx(np.count_nonzero((true == j) & (given == g)), rel=0.15)
+
+
+@pytest.mark.parametrize("rate", [0.03, 0.1, 0.3])
+def test_even_noise_is_counted(rate: float) -> None:
+    matrix = np.full((4, 4), rate / 3) + np.eye(4) * (1 - 4 * rate / 3)
+    scores, true, given = _world(20_000, matrix, temperature=0.7, sharpness=6.0)
+    reading = read_classes(scores, given)
+    assert reading.estimated_errors == pytest.approx(np.count_nonzero(true != given), rel=0.05)
 
 
 def test_em_step_counts_are_those_of_a_loop() -> None:
     random = np.random.default_rng(1)
     p = random.dirichlet(np.ones(3), 40)
     given = random.integers(0, 3, 40)
-    matrix = random.dirichlet(np.ones(3), 3)
-    expected, likelihood = np.zeros((3, 3)), 0.0
-    for row, g in zip(p, given, strict=True):
-        joint = row * matrix[:, g]
-        likelihood += np.log(joint.sum()) / 40
-        expected[:, g] += joint / joint.sum()
-    counts, found = noise_statistics([p[given == g] for g in range(3)], matrix)
+    matrix, b = random.dirichlet(np.ones(3), 3), 0.2
+    expected, near, likelihood = np.zeros((3, 3)), 0.0, 0.0
+    border = np.zeros(40)
+    for i, (row, g) in enumerate(zip(p, given, strict=True)):
+        border[i] = sum(row[j] * row[g] / (1.0 - row[j]) for j in range(3) if j != g)
+        joint = (1 - b) * row * matrix[:, g]
+        total = joint.sum() + b * border[i]
+        likelihood += np.log(total) / 40
+        expected[:, g] += joint / total
+        near += b * border[i] / total
+    np.testing.assert_allclose(np.exp(log_border(np.log(p), given)), border, rtol=1e-12)
+    groups = [LabelGroup(p[given == g], border[given == g]) for g in range(3)]
+    counts, found_near, found = em_statistics(groups, matrix, b)
     np.testing.assert_allclose(counts, expected, rtol=1e-12)
     assert found == pytest.approx(likelihood)
-    assert counts.sum() == pytest.approx(40)
+    assert found_near == pytest.approx(near)
+    assert counts.sum() + found_near == pytest.approx(40)
+
+
+def test_a_channel_is_a_distribution_of_given_labels() -> None:
+    """Over all labels that could be given, p(given | x) sums to 1, also where one class is all but sure."""
+    random = np.random.default_rng(2)
+    scores = 30.0 * random.standard_normal((50, 4))
+    model = NoiseModel(0.7, random.dirichlet(np.ones(4), 4), 0.3, 0.0)
+    total = np.zeros(50)
+    for g in range(4):
+        wrong, right, _ = log_joint(scores, np.full(50, g), model)
+        total += np.exp(wrong).sum(axis=1) + np.exp(right)
+    np.testing.assert_allclose(total, 1.0, rtol=1e-9)
 
 
 def test_likelihood_only_rises_with_the_temperature_fitted() -> None:
     scores, _, given = _world(3000, np.eye(4) * 0.88 + 0.03, temperature=1.3)
-    best = fit_noise(scores, given)
+    best, channel = _noise(scores, given), Channel(scores, given)
     for temperature in (0.3, 0.8, 2.0, 5.0):
-        assert fit_noise(scores, given, temperature).log_likelihood <= best.log_likelihood + 1e-4
+        assert channel.at(temperature, border=0.0).log_likelihood <= best.log_likelihood + 1e-4
 
 
-def test_clean_labels_give_an_empty_list_and_a_ranking_without_ties() -> None:
+def _border_world(n: int = 6000, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Scores, true and given labels; a quarter of the fifth nearest to a border is given the next class.
+
+    Left-out scores are less sure than the world is, as those of a model that has seen the flips.
+    """
+    random = np.random.default_rng(seed)
+    clean = 6.0 * random.standard_normal((n, 4))
+    true = clean.argmax(axis=1)
+    ordered = np.sort(clean, axis=1)
+    zone = np.argsort(ordered[:, -1] - ordered[:, -2])[: n // 5]
+    flipped = random.choice(zone, n // 20, replace=False)
+    given = true.copy()
+    given[flipped] = np.argsort(clean, axis=1)[flipped, -2]
+    return clean + 0.1 * random.standard_normal(clean.shape), true, given
+
+
+def test_noise_at_borders_is_between_the_readings() -> None:
+    scores, true, given = _border_world()
+    reading = read_classes(scores, given)
+    wrong = true != given
+    assert reading.basis == "prior"
+    assert reading.low <= wrong.sum() <= reading.high
+    listed = reading.p_mislabeled >= 0.5
+    assert np.count_nonzero(listed & wrong) / listed.sum() > 0.5
+    assert np.count_nonzero(listed & wrong) / wrong.sum() > 0.5
+
+
+def test_a_trusted_error_tells_errors_from_overlap() -> None:
+    """The same scores, once with labels that are flipped and once with classes that overlap as much."""
+    scores, true, given = _border_world()
+    wrong = int(np.count_nonzero(true != given))
+    hard = float(np.mean(scores.argmax(axis=1) != true))
+    flipped = read_classes(scores, given, trusted=TrustedError(hard, 2000))
+    assert flipped.basis == "trusted test set"
+    assert flipped.estimated_errors == pytest.approx(wrong, rel=0.2)
+    assert flipped.low < wrong < flipped.high
+    overlapping = read_classes(
+        scores, given, trusted=TrustedError(float(np.mean(scores.argmax(axis=1) != given)), 2000)
+    )
+    assert overlapping.estimated_errors < 0.1 * wrong
+
+
+def test_clean_labels_give_a_short_list_and_a_ranking_without_ties() -> None:
     scores, _, given = _world(5000, np.eye(3), temperature=1.0, sharpness=8.0)
     reading = read_classes(scores, given)
-    assert reading.estimated_errors < 15
+    assert reading.basis == "prior"
+    assert reading.low == 0.0
+    assert reading.estimated_errors < np.count_nonzero(scores.argmax(axis=1) != given)
     assert reading.low <= reading.estimated_errors <= reading.high
     assert len(np.unique(reading.doubt)) == len(given)
     assert np.all(reading.p_mislabeled > 0)
@@ -87,6 +179,7 @@ def test_suggestion_is_the_most_probable_other_label() -> None:
     reading = read_classes(scores, given)
     assert np.all(reading.suggested != given)
     assert reading.noise is not None
+    assert reading.noise.border == 0.0
     joint = softmax(scores / reading.noise.temperature, axis=1) * reading.noise.matrix[:, given].T
     joint /= joint.sum(axis=1, keepdims=True)
     at = np.arange(len(given))
@@ -104,6 +197,19 @@ def test_selection_by_threshold_and_by_budget() -> None:
     chosen = select_suspects(reading, rank, 0.7, None)
     np.testing.assert_array_equal(chosen, reading.p_mislabeled >= 0.7)
     assert sorted(rank[select_suspects(reading, rank, 0.7, 13)]) == list(range(1, 14))
+
+
+@pytest.mark.parametrize("target", [0.6, 0.9, 1.0])
+def test_selection_by_precision(target: float) -> None:
+    scores, _, given = _world(2000, np.eye(2) * 0.8 + 0.1, temperature=1.0)
+    reading = read_classes(scores, given)
+    rank = rank_by_doubt(reading)
+    chosen = select_suspects(reading, rank, 0.5, None, target)
+    assert sorted(rank[chosen]) == list(range(1, chosen.sum() + 1))
+    p = np.sort(reading.p_mislabeled)[::-1]
+    if chosen.any():
+        assert p[: chosen.sum()].mean() >= target - 1e-9
+    assert p[: chosen.sum() + 1].mean() < target
 
 
 def test_refit_keeps_half_of_every_label() -> None:

@@ -1,0 +1,78 @@
+"""Nearest neighbours and distances from classes against scikit-learn and scipy."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.spatial.distance import cdist, mahalanobis
+
+from influence_batch.detection.neighbors import GIVEN, OTHER, SUGGESTED, nearest
+from influence_batch.detection.typicality import class_distances, outlying
+from influence_batch.execution import InProcessExecutor
+from influence_batch.execution.parts import InMemoryStore
+from tests.conftest import ArraySource
+
+
+class _Classes(ArraySource):
+    classes = (0, 1, 2)
+
+
+def _data(sizes: list[int] | int = 10**9) -> _Classes:
+    random = np.random.default_rng(0)
+    targets = random.integers(0, 3, 300)
+    features = random.standard_normal((300, 6)) @ random.standard_normal((6, 6)) + 2.0 * np.eye(6)[targets]
+    return _Classes(np.concatenate([features, np.ones((300, 1))], axis=1), targets, sizes)
+
+
+@pytest.mark.parametrize("sizes", [10**9, 7, 100, [1, 2, 200, 97]])
+def test_neighbours_are_those_of_all_distances(sizes: list[int] | int, executor: InProcessExecutor) -> None:
+    source = _data(sizes)
+    rows = np.array([3, 50, 51, 299])
+    given, suggested = source.targets[rows], (source.targets[rows] + 1) % 3
+    found = nearest(source, executor, source.features[rows], rows, given, suggested, 3)
+    distances = cdist(source.features[rows], source.features)
+    distances[np.arange(4), rows] = np.inf
+    for kind, allowed in (
+        (GIVEN, source.targets == given[:, None]),
+        (SUGGESTED, source.targets == suggested[:, None]),
+        (OTHER, source.targets != given[:, None]),
+    ):
+        masked = np.where(allowed, distances, np.inf)
+        expected = np.argsort(masked, axis=1)[:, :3]
+        np.testing.assert_array_equal(found.rows[kind], expected)
+        np.testing.assert_allclose(found.distances[kind], np.take_along_axis(masked, expected, axis=1))
+
+
+def test_a_duplicate_is_at_distance_zero_and_what_is_not_there_is_told(executor: InProcessExecutor) -> None:
+    source = _data(40)
+    source.features[200] = 1e6 + source.features[3]
+    source.features[3] = source.features[200]
+    source.targets[3], source.targets[200] = 0, 1
+    found = nearest(source, executor, source.features[[3]], np.array([3]), np.array([0]), np.array([7]), 2)
+    assert found.rows[OTHER, 0, 0] == 200
+    assert found.distances[OTHER, 0, 0] == 0.0
+    assert found.rows[SUGGESTED].tolist() == [[-1, -1]]
+    assert np.all(np.isinf(found.distances[SUGGESTED]))
+
+
+@pytest.mark.parametrize("sizes", [10**9, 33])
+def test_distances_from_classes_are_mahalanobis(sizes: int, executor: InProcessExecutor) -> None:
+    source = _data(sizes)
+    weights = np.ones(300)
+    weights[:10] = 0.0
+    found = class_distances(source, executor, InMemoryStore(), weights)
+    kept, x = weights > 0, source.features[:, :-1]
+    means = [x[kept & (source.targets == c)].mean(axis=0) for c in range(3)]
+    centred = x[kept] - np.array(means)[source.targets[kept]]
+    inverse = np.linalg.inv(centred.T @ centred / kept.sum())
+    expected = [min(mahalanobis(row, mean, inverse) ** 2 for mean in means) for row in x]
+    np.testing.assert_allclose(found, expected, rtol=1e-8)
+
+
+def test_noise_is_outlying_and_classes_are_not(executor: InProcessExecutor) -> None:
+    source = _data()
+    source.features[[5, 77], :-1] = 60.0 * np.random.default_rng(1).standard_normal((2, 6))
+    weights = np.ones(300)
+    weights[[5, 77]] = 0.0
+    squared = class_distances(source, executor, InMemoryStore(), weights)
+    assert np.flatnonzero(outlying(squared)).tolist() == [5, 77]
