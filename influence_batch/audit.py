@@ -34,6 +34,7 @@ from influence_batch.evidence import support
 from influence_batch.execution import Executor, gather_rows, open_executor
 from influence_batch.execution.parts import Mapped, Store, blocks, take
 from influence_batch.features import fit_step, restore_step
+from influence_batch.groups import compare_groups
 from influence_batch.influence import (
     Fit,
     Objective,
@@ -50,6 +51,7 @@ from influence_batch.models import linear, predict
 from influence_batch.plan import Plan, preconditioner_bytes
 from influence_batch.preparation import open_run, plan_audit, prepare, require_unchanged
 from influence_batch.report import Report, RunWriter
+from influence_batch.self_check import check_influence
 from influence_batch.solvers import Deferred, InverseHessian, SolveResult, Status
 from influence_batch.solvers.choice import make_solver
 from influence_batch.stages import Clock, Crossed, Data, Explained, Found, Listing, Model, Outcome, Prepared
@@ -120,7 +122,17 @@ def run(config: AuditConfig, progress: Progress = quiet, wrap: Wrap = lambda nam
             listing = rank(data, reading)
         with clock("evidence"):
             evidence = wrap("evidence", support)(data, model, explained, crossed, reading, listing)
-        found = Found(reading, listing, evidence)
+        groups: list[Mapping[str, Any]] = []
+        if config.group_by:
+            with clock("groups"):
+                groups = wrap("groups", _groups)(data, model, explained, crossed, reading, listing, progress)
+        checked = None
+        if config.self_check:
+            with clock("self_check"):
+                checked = wrap("self-check", check_influence)(
+                    data, model, explained, crossed, lambda done, total: progress("self-check", done, total)
+                )
+        found = Found(reading, listing, evidence, groups, checked)
         outcome: Outcome = wrap("report", write)(data, model, explained, crossed, found, writer, clock)
     return outcome
 
@@ -343,7 +355,7 @@ def cross(
         )
     progress("cross-influence", len(rows), len(rows))
     points = {name: np.asarray(column) for name, column in table.columns().items()}
-    mean = _mean_solve(data, explained, len(parts), len(rows))
+    mean, gradient = _mean_solve(data, explained, len(parts), len(rows))
     first, corrected = mean_influence(objective, mean.solution[:, 0], explained.train, store)
     test_points = {
         "id": take(inspection.ids, rows),
@@ -354,7 +366,7 @@ def cross(
         "residual": points["residual"],
         "converged": points["residual"] <= config.solver.rtol,
     }
-    return Crossed(test_points, rows if data.test is None else None, first, corrected, mean)
+    return Crossed(test_points, rows if data.test is None else None, first, corrected, mean, gradient)
 
 
 def _test_rows(data: Data) -> np.ndarray:
@@ -372,16 +384,19 @@ def _test_block(data: Data, model: Model, rows: np.ndarray) -> TestBlock:
     return TestBlock(features, targets, rows if model.test is None else np.full(len(rows), -1))
 
 
-def _mean_solve(data: Data, explained: Explained, n_parts: int, n_test: int) -> SolveResult:
-    """H^-1 of the mean gradient of the test points."""
+def _mean_solve(
+    data: Data, explained: Explained, n_parts: int, n_test: int
+) -> tuple[SolveResult, np.ndarray]:
+    """H^-1 of the mean gradient of the test points, and that gradient."""
+    gradient = np.zeros(explained.parameters)
+    for number in range(n_parts):
+        saved = data.store.saved(f"test-gradient-{number}")
+        assert saved is not None  # written before the part that says that the block is done
+        gradient += saved["gradient"]
+    gradient /= n_test
 
     def compute() -> Mapping[str, np.ndarray]:
-        gradient = np.zeros(explained.parameters)
-        for number in range(n_parts):
-            saved = data.store.saved(f"test-gradient-{number}")
-            assert saved is not None  # written before the part that says that the block is done
-            gradient += saved["gradient"]
-        result = explained.inverse.solve(gradient[:, None] / n_test)
+        result = explained.inverse.solve(gradient[:, None])
         arrays = {name: getattr(result, name) for name in ("solution", "iterations", "residual")}
         return {**arrays, "status": np.array(result.status.name), "detail": np.array(result.detail)}
 
@@ -395,7 +410,9 @@ def _mean_solve(data: Data, explained: Explained, n_parts: int, n_test: int) -> 
         config.rtol,
         str(found["detail"]),
     )
-    return result.require_converged() if config.on_unconverged == "raise" else result
+    if config.on_unconverged == "raise":
+        result.require_converged()
+    return result, gradient
 
 
 def detect(data: Data, model: Model, explained: Explained, progress: Progress = quiet) -> Reading:
@@ -427,6 +444,27 @@ def detect(data: Data, model: Model, explained: Explained, progress: Progress = 
     second = _read(data, model, result.weights, again, given, "refit-reading")
     progress("detect", 2, 2)
     return first if second.basis == "prior" else with_loo_of(second, first)
+
+
+def _groups(
+    data: Data,
+    model: Model,
+    explained: Explained,
+    crossed: Crossed,
+    reading: Reading,
+    listing: Listing,
+    progress: Progress,
+) -> list[Mapping[str, Any]]:
+    compared = compare_groups(
+        data,
+        model,
+        explained,
+        crossed,
+        reading,
+        listing,
+        lambda done, total: progress("groups", done, total),
+    )
+    return list(compared)
 
 
 def rank(data: Data, reading: Reading) -> Listing:

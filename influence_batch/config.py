@@ -122,6 +122,19 @@ def _as_steps(value: Any) -> Any:
     return [{"kind": step} if isinstance(step, str) else step for step in steps if step != "raw"]
 
 
+def _as_names(value: Any) -> Any:
+    """One name, or a list without repetitions."""
+    if value is None:
+        return []
+    return (
+        [value]
+        if isinstance(value, str)
+        else list(dict.fromkeys(value))
+        if isinstance(value, list)
+        else value
+    )
+
+
 class ModelConfig(_Section):
     kind: Literal["squared", "logistic", "softmax", "smooth_hinge"] = Field(
         "softmax", description="squared, logistic, softmax or smooth_hinge"
@@ -333,6 +346,14 @@ class AuditConfig(_Section):
     solver: SolverConfig = AutoSolver()
     influence: InfluenceConfig = InfluenceConfig()
     detection: DetectionConfig = DetectionConfig()
+    group_by: Annotated[tuple[str, ...], BeforeValidator(_as_names)] = Field(
+        (), description="a column name of train, or a list of them, such as [annotator, source]"
+    )
+    self_check: _Int = Field(
+        0,
+        ge=0,
+        description="a whole number, 0 or more: examples that are really left out and refitted without",
+    )
     cluster: ClusterConfig = NoCluster()
     memory_limit: Annotated[ByteSize, BeforeValidator(_no_truth_value)] = Field(
         ByteSize(2 * 1024**3), ge=1024**2, description="a size such as 2GiB or 500MB, at least 1MiB"

@@ -66,6 +66,7 @@ def _open(config: AuditConfig, key: str, features: str | Sequence[str] | None) -
         label=section.label or config.train.label,
         features=features,
         shard_rows=lambda width: config.shard_rows or shard_rows(config, width, 1),
+        groups=config.group_by if key == "train" else (),
     )
 
 

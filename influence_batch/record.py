@@ -95,7 +95,8 @@ def run_record(
             "taken_over": {name: list(parts) for name, parts in data.store.taken_over.items()},
         },
         "detection": _detection(data, found.reading, found.listing.suspect),
-        "notes": _notes(data, model, explained, crossed, n_test),
+        "self_check": found.self_check,
+        "notes": [*_note_on_check(found.self_check), *_notes(data, model, explained, crossed, n_test)],
         "seconds": {stage: round(value, 4) for stage, value in seconds.items()},
         "peak_memory_bytes": _peak_memory(),
     }
@@ -174,6 +175,19 @@ def _notes(data: Data, model: Model, explained: Explained, crossed: Crossed, n_t
     if not crossed.mean_solve.converged[0]:
         notes.append("mean_test_influence missed the solver's tolerance and is not to be relied on.")
     return notes
+
+
+def _note_on_check(checked: Mapping[str, Any] | None) -> list[str]:
+    if checked is None or checked["passed"]:
+        return []
+    found = checked["correlation"]
+    correlation = "no value" if found is None else f"{found:.2f}"
+    return [
+        f"The self-check failed: the change of the test loss when {checked['examples']} examples were really "
+        f"left out and its prediction have a correlation of "
+        f"{correlation} and a slope of {checked['slope']:.2f}. "
+        "Influences of this run are not to be relied on."
+    ]
 
 
 def _notes_on_classes(data: Data, explained: Explained) -> list[str]:

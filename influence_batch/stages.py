@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -98,6 +98,7 @@ class Crossed:
         own_rows: (m,) rows of train that are the test points, None where there is a test set.
         mean_first_order, mean_leave_one_out: (n,) influence on the mean test loss.
         mean_solve: the solve behind those.
+        mean_gradient: (p,) of the mean test loss.
     """
 
     test_points: Mapping[str, Any]
@@ -105,6 +106,7 @@ class Crossed:
     mean_first_order: Any
     mean_leave_one_out: Any
     mean_solve: SolveResult
+    mean_gradient: np.ndarray
 
     def mean_over_others(
         self, rows: slice, self_influence: np.ndarray, self_leave_one_out: np.ndarray
@@ -156,11 +158,18 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Found:
-    """What detection hands to the report."""
+    """What detection hands to the report.
+
+    Attributes:
+        groups: columns of the table `groups`, a block for each column of `group_by`.
+        self_check: predicted against real change, None where it was not asked for.
+    """
 
     reading: Reading
     listing: Listing
     evidence: Evidence
+    groups: Sequence[Mapping[str, Any]] = ()
+    self_check: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,8 @@ def write(
         if data.train.classes is not None:
             writer.write_table("classes", _classes(data, found))
             writer.write_table("noise_matrix", _noise_matrix(data, found))
+        if found.groups:
+            writer.write_blocks("groups", found.groups)
         writer.write_table("test_points", crossed.test_points)
         intercept = config.model.intercept
         weights = model.fit.weights

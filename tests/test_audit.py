@@ -230,8 +230,11 @@ def test_threshold_and_budget(samples: Path, tmp_path: Path) -> None:
 
 
 def test_report_is_what_the_schema_says(samples: Path, tmp_path: Path) -> None:
-    report = _audit(samples, "breast_cancer", tmp_path)
+    report = _audit(samples, "breast_cancer", tmp_path, "group_by=label")
     tables = {
+        "classes": report.run_dir / "classes.parquet",
+        "noise_matrix": report.run_dir / "noise_matrix.parquet",
+        "groups": report.run_dir / "groups.parquet",
         "examples": report.run_dir / "examples.parquet",
         "suspects": report.run_dir / "suspects.parquet",
         "test_points": report.run_dir / "test_points.parquet",
@@ -268,6 +271,7 @@ def test_run_json_is_enough_to_repeat_the_run(samples: Path, tmp_path: Path) -> 
         "influence",
         "cross_influence",
         "detection",
+        "evidence",
         "report",
     }
 
@@ -310,7 +314,7 @@ def test_failure_leaves_earlier_reports_untouched(
         raise OSError(28, "No space left on device")
 
     # The package's name `audit` is the function; its module is found by its full name.
-    monkeypatch.setattr(sys.modules["influence_batch.writing"], "select_suspects", breaks)
+    monkeypatch.setattr(sys.modules["influence_batch.writing"], "_examples", breaks)
     with pytest.raises(OSError, match="No space left"):
         _audit(samples, "breast_cancer", tmp_path)
     after = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}

@@ -25,7 +25,8 @@ MODEL_KEYS = (
     "gradient_tolerance, max_iterations"
 )
 TOP_KEYS = (
-    "name, train, test, model, solver, influence, detection, cluster, memory_limit, shard_rows, seed, reports"
+    "name, train, test, model, solver, influence, detection, group_by, self_check, cluster, memory_limit, "
+    "shard_rows, seed, reports"
 )
 STEPS = "standardize, unit_norm, pca, random_fourier, nystroem"
 
@@ -76,6 +77,8 @@ def test_defaults(file: Path, tmp_path: Path) -> None:
             "test_sample": 1000,
         },
         "detection": {"threshold": 0.5, "budget": None, "target_precision": None, "evidence": 1000},
+        "group_by": [],
+        "self_check": 0,
         "cluster": {"kind": "none"},
         "memory_limit": 2 * 1024**3,
         "shard_rows": None,

@@ -49,7 +49,7 @@ def test_sizes_and_stages(data: Path) -> None:
     assert (made.sizes.n, made.sizes.d, made.sizes.k, made.sizes.m) == (10_000, 31, 5, 1_000)
     assert (made.shards, made.slots, made.block) == (4, 1, 256)
     assert [stage.name for stage in made.stages] == [
-        "read", "fit", "influence", "cross_influence", "detection", "report"
+        "read", "fit", "influence", "cross_influence", "detection", "evidence", "report"
     ]  # fmt: skip
     assert all(stage.memory <= made.limit for stage in made.stages)
     assert not made.compact

@@ -27,6 +27,7 @@ class Columns:
         features: names of the numeric columns, or of the one list column.
         embedding: whether `features` is one list column.
         label_type, id_type: Arrow types, dictionaries decoded.
+        groups: names of the columns that rows are grouped by.
     """
 
     id: str | None
@@ -35,6 +36,7 @@ class Columns:
     embedding: bool
     label_type: pa.DataType
     id_type: pa.DataType
+    groups: tuple[str, ...] = ()
 
     @property
     def label_kind(self) -> Literal["integer", "float", "string", "boolean"]:
@@ -73,6 +75,7 @@ def resolve_columns(
     id: str | None,
     label: str,
     features: str | Sequence[str] | None,
+    groups: Sequence[str] = (),
 ) -> Columns:
     """Find the columns a source asks for and check their types in every file.
 
@@ -80,6 +83,7 @@ def resolve_columns(
         files: footers of the dataset's files.
         key: `train` or `test`, for messages.
         id, label, features: as in the config.
+        groups: `group_by` in the config.
 
     Raises:
         InputError: a column that is absent, a pattern that matches nothing, a type that does not fit,
@@ -91,7 +95,9 @@ def resolve_columns(
     for name, part in ((label, "label"), (id, "id")):
         if name is not None:
             _require(schema, name, f"{key}.{part}", where)
-    names = _feature_names(schema, key, where, id, label, features)
+    for name in groups:
+        _check_group(schema, name, where)
+    names = _feature_names(schema, key, where, {id, label, *groups}, label, features)
     for name in names:
         _require(schema, name, f"{key}.features", where)
     lists = [name for name in names if is_list(schema.field(name).type)]
@@ -115,6 +121,8 @@ def resolve_columns(
         raise InputError(f"{key}.id: found {id}, which is the label column; expected another column")
     needed = [(id, "id"), (label, "label"), *((name, "features") for name in names)]
     for file in files[1:]:
+        for name in groups:
+            _check_group(file.schema, name, file.path)
         for name, part in needed:
             if name is None:
                 continue
@@ -132,7 +140,7 @@ def resolve_columns(
                     f"{key}.{part}: column {name} is {one} in {where} and {other} in {file.path}; "
                     "expected one type in all files"
                 )
-    return Columns(id, label, tuple(names), bool(lists), label_type, id_type)
+    return Columns(id, label, tuple(names), bool(lists), label_type, id_type, tuple(groups))
 
 
 def storage_type(type_: pa.DataType) -> pa.DataType:
@@ -144,6 +152,16 @@ def storage_type(type_: pa.DataType) -> pa.DataType:
     if pt.is_floating(type_) or pt.is_decimal(type_):
         return pa.float64()
     return type_
+
+
+def _check_group(schema: pa.Schema, name: str, where: str) -> None:
+    _require(schema, name, "group_by", where)
+    type_ = value_type(schema.field(name).type)
+    if not (pt.is_integer(type_) or is_text(type_) or pt.is_boolean(type_)):
+        raise InputError(
+            f"group_by: column {name} of {where} is {type_}; accepted: strings, integers, booleans or "
+            "categoricals"
+        )
 
 
 def _same_numbers(one: pa.DataType, other: pa.DataType) -> bool:
@@ -174,11 +192,10 @@ def _feature_names(
     schema: pa.Schema,
     key: str,
     where: str,
-    id: str | None,
+    taken: set[str | None],
     label: str,
     features: str | Sequence[str] | None,
 ) -> list[str]:
-    taken = {id, label}
     index = _pandas_index(schema)
     if features is None:
         others = [field for field in schema if field.name not in taken | index]
@@ -213,9 +230,9 @@ def _feature_names(
         else:
             _require(schema, pattern, f"{key}.features", where)
             if pattern in taken:
-                role = "label" if pattern == label else "id"
+                role = "the label column" if pattern == label else "an id or group_by column"
                 raise InputError(
-                    f"{key}.features: {pattern} is already the {role} column of {where}; "
+                    f"{key}.features: {pattern} is already {role} of {where}; "
                     "accepted: the columns beside id and label"
                 )
             if pattern not in names:

@@ -30,12 +30,14 @@ class Inspection:
         ids, labels: (n,) as the files have them: Arrow arrays, or columns whose slices are.
         row_fingerprints: (n,) uint64, a hash of each row's features and label, whatever their storage.
         fingerprint: of the whole: ids, features and labels in order, whatever files and shards.
+        groups: for each column that rows are grouped by, (n,) strings as ids are.
     """
 
     ids: Any
     labels: Any
     row_fingerprints: Any
     fingerprint: str
+    groups: tuple[Any, ...] = ()
 
 
 def inspect(
@@ -80,8 +82,9 @@ def inspect(
         hashes = np.concatenate([_hash_ids(stored["id"][rows]) for rows in blocks(dataset.n_rows)])
         _refuse_nulls_and_duplicates(stored["id"], hashes, dataset)
         digest.update(hashes.tobytes())
+    groups = tuple(stored[f"group-{number}"] for number in range(len(dataset.columns.groups)))
     return Inspection(
-        stored["id"], stored["label"], stored["row_fingerprint"], f"sha256:{digest.hexdigest()}"
+        stored["id"], stored["label"], stored["row_fingerprint"], f"sha256:{digest.hexdigest()}", groups
     )
 
 
@@ -101,7 +104,8 @@ def _inspect_shard(raw: RawShard, dataset: Dataset, rows: Rows) -> tuple[dict[st
     if features or labels.size:
         return {}, _Bad(features, labels)
     columns = {"id": dataset.load_ids(index), "label": raw.labels, "row_fingerprint": _hash_rows(raw)}
-    return columns, None
+    groups = {f"group-{number}": values for number, values in enumerate(dataset.load_groups(index))}
+    return columns | groups, None
 
 
 def _refuse(dataset: Dataset, found: Sequence[_Bad]) -> NoReturn:

@@ -337,6 +337,13 @@ class Dataset:
             return pa.array(np.arange(ref.start, ref.start + ref.rows))
         return _plain(self._read(ref, [self.columns.id]).column(self.columns.id))
 
+    def load_groups(self, index: int) -> list[pa.Array]:
+        """Values of a shard in the columns that rows are grouped by, as strings."""
+        if not self.columns.groups:
+            return []
+        table = self._read(self.refs[index], self.columns.groups)
+        return [_plain(table.column(name)).cast(pa.string()) for name in self.columns.groups]
+
     def _read(self, ref: ShardRef, names: Sequence[str]) -> pa.Table:
         table = read_rows(ref, names, self.key, self.token)
         if table.num_rows != ref.rows:

@@ -20,6 +20,7 @@ def open_dataset(
     features: str | Sequence[str] | None,
     shard_rows: int | Callable[[int], int],
     default_id: str | None = None,
+    groups: Sequence[str] = (),
 ) -> Dataset:
     """Find the files of a dataset and check their schemas; reads footers, and one row of lists.
 
@@ -28,6 +29,7 @@ def open_dataset(
         path, id, label, features: as in the config.
         shard_rows: most rows of a shard, or a function that gives them for a number of features.
         default_id: id column to use where `id` is None and the files have it.
+        groups: columns that rows are grouped by.
 
     Raises:
         InputError: files or schemas that do not fit.
@@ -35,7 +37,7 @@ def open_dataset(
     files = find_files(path, f"{key}.path")
     if id is None and default_id in files[0].schema.names:
         id = default_id
-    columns = resolve_columns(files, key, id=id, label=label, features=features)
+    columns = resolve_columns(files, key, id=id, label=label, features=features, groups=groups)
     width = feature_width(files, columns, key)
     rows = shard_rows if isinstance(shard_rows, int) else shard_rows(width)
     return Dataset(key, columns, plan_shards(files, rows), width, float32=holds_in_float32(files, columns))

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, logsumexp
 
 # A class's row of T is drawn towards noise of the overall rate, spread evenly: as if by this many examples
@@ -31,6 +30,8 @@ _RARE = 0.05
 NOISE_FLOOR = 1e-4
 # Most noise that is believed, as a share of what naming the most common label always would get wrong.
 _MOST_NOISE = 0.9
+# Temperatures are found to one per cent.
+_GRIDS, _GRID = 5, 7
 _EM_STEPS = 200
 _SEARCH_STEPS = 60
 _EM_TOLERANCE = 1e-8
@@ -176,13 +177,14 @@ class Channel:
     def _best(self, model_at: Callable[[float], NoiseModel]) -> NoiseModel:
         # Where all margins are slight for want of a signal, the unit is no measure: 10 is near to uniform.
         bounds = (np.log(0.01 * self._unit), np.log(10.0 * max(self._unit, 1.0)))
-        found = minimize_scalar(
-            lambda log_tau: -model_at(float(np.exp(log_tau))).log_likelihood,
-            bounds=bounds,
-            method="bounded",
-            options={"xatol": 0.01},
-        )
-        return model_at(float(np.exp(found.x)))
+        low, high = bounds
+        # Grids within grids: what is found depends on comparisons alone, so that rounding, which differs
+        # from one sharding to the next, does not move it.
+        for _ in range(_GRIDS):
+            grid = np.linspace(low, high, _GRID)
+            best = int(np.argmax([model_at(float(np.exp(point))).log_likelihood for point in grid]))
+            low, high = grid[max(best - 1, 0)], grid[min(best + 1, _GRID - 1)]
+        return model_at(float(np.exp(grid[best])))
 
 
 def em_statistics(

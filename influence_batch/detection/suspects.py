@@ -104,6 +104,7 @@ def read_classes(
         sum(float(columns[name][part].sum()) for part in blocks(n))
         for name in ("p_mislabeled", "low", "high")
     )
+    ends = interval(min(point, low), max(point, high))
     return Reading(
         p_mislabeled=columns["p_mislabeled"],
         doubt=columns["doubt"],
@@ -111,13 +112,18 @@ def read_classes(
         suggested_probability=columns["suggested_probability"],
         loo_probability=columns["loo_probability"],
         estimated_errors=point,
-        low=max(min(point, low) - _spread(min(point, low)), 0.0),
-        high=min(max(point, high) + _spread(max(point, high)), float(n)),
+        low=ends[0],
+        high=min(ends[1], float(n)),
         basis=chosen.basis,
         evidence=chosen.evidence,
         noise=chosen.point,
         flows=error_flows(scores, given, chosen.point),
     )
+
+
+def interval(low: float, high: float) -> tuple[float, float]:
+    """Ends of an interval about counts between `low` and `high`."""
+    return max(low - _spread(low), 0.0), high + _spread(high)
 
 
 def _spread(count: float) -> float:

@@ -51,6 +51,11 @@ class Report:
         return self._table("noise_matrix.parquet")
 
     @cached_property
+    def groups(self) -> pd.DataFrame:
+        """A row per group of the columns in group_by (where it is set)."""
+        return self._table("groups.parquet")
+
+    @cached_property
     def run(self) -> dict[str, Any]:
         """Config, fingerprints, versions, timings and diagnostics."""
         content: dict[str, Any] = json.loads((self.run_dir / "run.json").read_text(encoding="utf-8"))

@@ -137,6 +137,34 @@ TABLES: Mapping[str, tuple[Column, ...]] = {
             "detection.estimated_errors",
         ),
     ),
+    "groups": (
+        Column("group_by", _S, "the column that the rows are grouped by"),
+        Column("value", _S, "its value, null for rows without one; groups of a column by error_rate"),
+        Column("rows", _I, "examples of the group"),
+        Column("suspects", _I, "of them on the list"),
+        Column(
+            "estimated_errors",
+            _F,
+            "expected number of wrong labels among them, with an error rate of the group's own; p_mislabeled "
+            "knows one rate for all",
+        ),
+        Column("estimated_errors_low", _F, "lower end of its 95% interval"),
+        Column("estimated_errors_high", _F, "upper end of it"),
+        Column("error_rate", _F, "their share"),
+        Column("times_overall", _F, "error_rate over that of all examples"),
+        Column(
+            "mean_test_influence",
+            _F,
+            "first-order rise of the mean test loss when the whole group is left out: the sum of its "
+            "members'; negative means that the group harms",
+        ),
+        Column(
+            "mean_test_group_influence",
+            _F,
+            "the same with the curvature of the rows that stay, which holds for large groups too; null "
+            "beyond the 50 largest groups of a column and for a group of all rows",
+        ),
+    ),
     "cross_influence": (
         Column("test_id", ID, "id of the test point"),
         Column("train_id", ID, "id of the training example"),

@@ -102,7 +102,8 @@ class TestFeatures:
             (
                 {},
                 ["id"],
-                "id is already the id column of t.parquet; accepted: the columns beside id and label",
+                "id is already an id or group_by column of t.parquet; accepted: the columns beside id and "
+                "label",
             ),
             (
                 {"s": pa.string()},

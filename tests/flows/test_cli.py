@@ -221,5 +221,6 @@ def test_schema_explains_every_column() -> None:
     wrong = run("schema", "nothing")
     assert wrong.returncode == 2
     assert wrong.stderr == (
-        "error: schema: no table 'nothing'; accepted: examples, suspects, cross_influence, test_points\n"
+        "error: schema: no table 'nothing'; accepted: examples, suspects, classes, "
+        "noise_matrix, groups, cross_influence, test_points\n"
     )
