@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from influence_batch.config import AuditConfig, load_config
-from influence_batch.dataset import Dataset, inspect
+from influence_batch.dataset import inspect
 from influence_batch.dataset.inspection import check_test_labels, encode_all
 from influence_batch.detection import (
     Reading,
@@ -29,42 +29,41 @@ from influence_batch.detection import (
     trusted_error,
     with_loo_of,
 )
-from influence_batch.errors import InputError
 from influence_batch.evidence import support
 from influence_batch.execution import Executor, gather_rows, open_executor
 from influence_batch.execution.parts import Mapped, Store, blocks, take
-from influence_batch.features import fit_step, restore_step
 from influence_batch.groups import compare_groups
 from influence_batch.influence import (
-    Fit,
-    Objective,
     TrainInfluence,
     cross_influence,
-    fit,
     mean_influence,
     train_influence,
 )
 from influence_batch.influence.cross import TestBlock, top_k_columns
-from influence_batch.influence.fit import relative_gradient_norm
-from influence_batch.influence.weights import load_weights
 from influence_batch.models import linear, predict
-from influence_batch.plan import Plan, preconditioner_bytes
+from influence_batch.plan import Plan
 from influence_batch.preparation import open_run, plan_audit, prepare, require_unchanged
 from influence_batch.report import Report, RunWriter
 from influence_batch.self_check import check_influence
-from influence_batch.solvers import Deferred, InverseHessian, SolveResult, Status
-from influence_batch.solvers.choice import make_solver
-from influence_batch.stages import Clock, Crossed, Data, Explained, Found, Listing, Model, Outcome, Prepared
+from influence_batch.solvers import SolveResult, Status
+from influence_batch.stages import (
+    Clock,
+    Crossed,
+    Data,
+    Explained,
+    Found,
+    Listing,
+    Model,
+    Outcome,
+    Prepared,
+    Progress,
+    quiet,
+)
+from influence_batch.training import fit_model, make_inverse, train
 from influence_batch.writing import write
 
-# (stage, how much is done, of how much)
-Progress = Callable[[str, int, int], None]
 # What makes a stage of this name out of a function: Prefect's tasks, in the flow.
 Wrap = Callable[[str, Callable[..., Any]], Callable[..., Any]]
-
-
-def quiet(stage: str, done: int, total: int) -> None:
-    """Progress that nobody watches."""
 
 
 def audit(
@@ -173,104 +172,13 @@ def read(
     )
 
 
-def train(data: Data, progress: Progress = quiet) -> Model:
-    """Fit the feature steps, then the model, or take the weights that the user brings.
-
-    Raises:
-        InputError: weights that do not fit the data, or are no optimum.
-        RunError: the fit did not reach its optimum.
-    """
-    config = data.prepared.config.model
-    train_set = data.train
-    for number, step in enumerate(config.features):
-        progress("fit features", number, len(config.features))
-
-        def fitted(step: Any = step, dataset: Dataset = train_set) -> Mapping[str, np.ndarray]:
-            return vars(fit_step(step, dataset, data.executor, data.prepared.config.seed))
-
-        arrays = data.store.remember(f"features-{number}-{step.kind}", fitted)
-        before, train_set = (
-            train_set,
-            train_set.having(steps=(*train_set.steps, restore_step(step.kind, arrays))),
-        )
-        if before.token != train_set.token:
-            data.executor.release(before)
-    train_set = train_set.having(intercept=config.intercept)
-    d = data.plan.sizes.d if not train_set.steps else train_set.open(train_set.load(0)).features.shape[1]
-    penalty = np.full(d, config.l2)
-    if config.intercept and not config.penalize_intercept:
-        penalty[-1] = 0.0
-    objective = Objective(
-        train_set,
-        data.executor,
-        data.loss,
-        penalty,
-        preconditioner_bytes=preconditioner_bytes(data.prepared.config),
-    )
-    if config.weights is None:
-        result = _fit(data, objective, "fit", None, progress)
-    else:
-        result = _given(data, objective, d - config.intercept)
-    test_set = None
-    if data.test is not None:
-        test_set = data.test.having(steps=train_set.steps, intercept=config.intercept)
-    return Model(objective, test_set, result)
-
-
-def _fit(
-    data: Data, objective: Objective, name: str, start: np.ndarray | None, progress: Progress = quiet
-) -> Fit:
-    """Fit, from where a killed run was; the end is the same to rounding, see `influence.fit`."""
-    config, store = data.prepared.config.model, data.store
-    iterate = store.saved(f"{name}-iterate")
-    if iterate is not None:
-        start = iterate["weights"]
-
-    def compute() -> Mapping[str, np.ndarray]:
-        result = fit(
-            objective,
-            config.gradient_tolerance,
-            config.max_iterations,
-            start,
-            lambda iteration, norm: progress("fit", iteration, config.max_iterations),
-            lambda weights: store.save(f"{name}-iterate", {"weights": weights}),
-            may_assemble=data.plan.inverse_bytes > 0,
-        )
-        return {key: np.asarray(value) for key, value in vars(result).items()}
-
-    found = store.remember(name, compute)
-    return Fit(
-        found["weights"],
-        float(found["value"]),
-        float(found["gradient_norm"]),
-        int(found["iterations"]),
-        str(found["method"]),
-    )
-
-
-def _given(data: Data, objective: Objective, width: int) -> Fit:
-    config = data.prepared.config.model
-    assert config.weights is not None
-    weights = load_weights(config.weights, k=objective.k, d=width, intercept=config.intercept)
-    point = objective.at(weights)
-    norm = relative_gradient_norm(objective, point)
-    if config.require_optimum and norm > config.gradient_tolerance:
-        raise InputError(
-            f"model.weights: {config.weights} is no optimum of the objective: its gradient norm is "
-            f"{norm:.2g}; accepted: at most model.gradient_tolerance = {config.gradient_tolerance:g}, with "
-            "the model.l2, features and train data the weights were fitted with; or "
-            "model.require_optimum: false, and influences that are only as good as the weights"
-        )
-    return Fit(weights, point.value, norm, 0, "given")
-
-
 def explain(data: Data, model: Model, progress: Progress = quiet) -> Explained:
     """Invert the Hessian and compute what leaving out each training example does to itself.
 
     Raises:
         RunError: H is not positive definite, the solver did not converge, or does not fit into memory.
     """
-    inverse = _inverse(data, model.objective, model.fit.weights, "influence", progress)
+    inverse = make_inverse(data, model.objective, model.fit.weights, "influence", progress)
     result = train_influence(
         model.objective,
         model.fit.weights,
@@ -281,27 +189,6 @@ def explain(data: Data, model: Model, progress: Progress = quiet) -> Explained:
         "influence",
     )
     return Explained(inverse, data.plan.choice.kind == "direct", model.objective.p, result)
-
-
-def _inverse(
-    data: Data, objective: Objective, weights: np.ndarray, name: str, progress: Progress = quiet
-) -> Deferred:
-    """The inverse Hessian, made when it is first used: a run that is taken up may not need it."""
-    config = data.prepared.config
-
-    def invert() -> InverseHessian:
-        progress("invert", 0, 1)
-        operator = objective.with_damping(config.influence.damping).hessian(weights)
-        hessian = f"{name}-hessian"
-        return make_solver(
-            data.plan.choice.kind,
-            operator,
-            config.solver,
-            config.seed,
-            lambda: data.store.remember(hessian, lambda: {"blocks": operator.dense_blocks()})["blocks"],
-        )
-
-    return Deferred(invert)
 
 
 def cross(
@@ -435,9 +322,9 @@ def detect(data: Data, model: Model, explained: Explained, progress: Progress = 
     cleaned = replace(objective, example_weights=keep)
     # Without the suspects the Hessian is much the same: its inverse saves the refit two passes of three.
     near = (lambda vectors: explained.inverse.solve(vectors).solution) if explained.factored else None
-    result = _fit(data, replace(cleaned, near_inverse=near), "refit", model.fit.weights)
+    result = fit_model(data, replace(cleaned, near_inverse=near), "refit", model.fit.weights)
     explained.inverse.forget()
-    inverse = _inverse(data, cleaned, result.weights, "refit-influence")
+    inverse = make_inverse(data, cleaned, result.weights, "refit-influence")
     again = train_influence(
         cleaned, result.weights, inverse, data.plan.inverse_bytes, store=data.store, name="refit-influence"
     )

@@ -144,7 +144,9 @@ class ModelConfig(_Section):
         description="auto, classification or regression; auto takes numeric labels under `squared` "
         "for regression and everything else for classification",
     )
-    l2: _Float = Field(1e-3, ge=0, allow_inf_nan=False, description="a number, 0 or more")
+    l2: Annotated[_Float, Field(ge=0, allow_inf_nan=False)] | Literal["auto"] = Field(
+        1e-3, description="a number, 0 or more, or auto (by leave-one-out loss)"
+    )
     intercept: bool = Field(True, description="true or false")
     penalize_intercept: bool = Field(False, description="true or false")
     temperature: _Float = Field(
@@ -168,6 +170,12 @@ class ModelConfig(_Section):
         "relative to the root mean square norm of the examples' gradients at zero weights",
     )
     max_iterations: _Int = Field(200, ge=1, description="a whole number of Newton iterations, 1 or more")
+
+    @model_validator(mode="after")
+    def _weights_have_their_l2(self) -> Self:
+        if self.weights is not None and self.l2 == "auto":
+            raise PydanticCustomError("l2_of_weights", "weights with the l2 that they were fitted with")
+        return self
 
 
 _Rtol = Annotated[_Float, Field(gt=0, lt=1, description="a number between 0 and 1: largest |b - Hx| / |b|")]

@@ -23,6 +23,8 @@ from influence_batch.models import predict
 from influence_batch.stages import Crossed, Data, Explained, Found, Model
 
 FORMAT = 1
+# Columns whose sizes differ by more get a note.
+_SCALES = 100.0
 _SECRET = re.compile("pass|secret|token|credential|key", re.IGNORECASE)
 _PACKAGES = ("influence_batch", "numpy", "scipy", "pandas", "pyarrow", "fsspec", "pydantic")
 
@@ -60,6 +62,8 @@ def run_record(
             "features": model.objective.d - config.model.intercept,
             "outputs": model.objective.k,
             "parameters": model.objective.p,
+            "l2": model.l2,
+            "l2_leave_one_out_losses": {f"{l2:g}": _finite(loss) for l2, loss in model.l2_losses.items()},
             "objective": model.fit.value,
             "gradient_norm": model.fit.gradient_norm,
             "gradient_tolerance": config.model.gradient_tolerance,
@@ -153,7 +157,7 @@ def _detection(data: Data, reading: Reading, suspect: np.ndarray) -> dict[str, A
 def _notes(data: Data, model: Model, explained: Explained, crossed: Crossed, n_test: int) -> list[str]:
     """What a reader of the report must know, in sentences."""
     config = data.prepared.config
-    notes = _notes_on_classes(data, explained)
+    notes = [*_notes_on_classes(data, explained), *_note_on_scales(data, model)]
     if data.test is None:
         notes.append(
             f"There is no test set: a sample of {n_test} rows of train (seed {config.seed}) serves as test "
@@ -187,6 +191,29 @@ def _note_on_check(checked: Mapping[str, Any] | None) -> list[str]:
         f"left out and its prediction have a correlation of "
         f"{correlation} and a slope of {checked['slope']:.2f}. "
         "Influences of this run are not to be relied on."
+    ]
+
+
+def _note_on_scales(data: Data, model: Model) -> list[str]:
+    """Advice where raw columns differ so much in size that one l2 cannot suit them all."""
+    objective = model.objective
+    if objective.dataset.steps or model.fit.method == "given":
+        return []
+    sizes = np.sqrt(np.diag(objective.gram))[: objective.d - data.prepared.config.model.intercept]
+    used = np.flatnonzero(sizes > 0)
+    if used.size < 2:
+        return []
+    large, small = used[sizes[used].argmax()], used[sizes[used].argmin()]
+    if sizes[large] < _SCALES * sizes[small]:
+        return []
+    columns = data.train.columns
+    names = [
+        f"number {i} of {columns.features[0]}" if columns.embedding else columns.features[i]
+        for i in (large, small)
+    ]
+    return [
+        f"The columns differ in size: {names[0]} is {sizes[large] / sizes[small]:.3g} times as large as "
+        f"{names[1]} (root mean square). One l2 suits no such columns; the feature step standardize does."
     ]
 
 

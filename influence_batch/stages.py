@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,13 @@ from influence_batch.influence import Fit, Objective, TrainInfluence
 from influence_batch.models import Loss
 from influence_batch.plan import Plan
 from influence_batch.solvers import Deferred, SolveResult
+
+# (stage, how much is done, of how much)
+Progress = Callable[[str, int, int], None]
+
+
+def quiet(stage: str, done: int, total: int) -> None:
+    """Progress that nobody watches."""
 
 
 @dataclass(frozen=True)
@@ -68,11 +75,18 @@ class Data:
 
 @dataclass(frozen=True)
 class Model:
-    """A model at its optimum: objective (features fitted, intercept in place) and weights."""
+    """A model at its optimum: objective (features fitted, intercept in place) and weights.
+
+    Attributes:
+        l2: as configured or chosen.
+        l2_losses: mean leave-one-out loss by l2, of those that were tried.
+    """
 
     objective: Objective
     test: Dataset | None
     fit: Fit
+    l2: float
+    l2_losses: Mapping[float, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

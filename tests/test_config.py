@@ -246,12 +246,30 @@ class TestUnions:
             "model: {kind: sofmax}",
             "model.kind: found 'sofmax'; accepted: squared, logistic, softmax or smooth_hinge",
         ),
-        ("model: {l2: abc}", "model.l2: found 'abc'; accepted: a number, 0 or more"),
-        ("model: {l2: -1}", "model.l2: found -1; accepted: a number, 0 or more"),
-        ("model: {l2: .inf}", "model.l2: found inf; accepted: a number, 0 or more"),
-        ("model: {l2: .nan}", "model.l2: found nan; accepted: a number, 0 or more"),
-        ("model: {l2: true}", "model.l2: found true; accepted: a number, 0 or more"),
-        ("model: {l2: }", "model.l2: found nothing; accepted: a number, 0 or more"),
+        (
+            "model: {l2: abc}",
+            "model.l2: found 'abc'; accepted: a number, 0 or more, or auto (by leave-one-out loss)",
+        ),
+        (
+            "model: {l2: -1}",
+            "model.l2: found -1; accepted: a number, 0 or more, or auto (by leave-one-out loss)",
+        ),
+        (
+            "model: {l2: .inf}",
+            "model.l2: found inf; accepted: a number, 0 or more, or auto (by leave-one-out loss)",
+        ),
+        (
+            "model: {l2: .nan}",
+            "model.l2: found nan; accepted: a number, 0 or more, or auto (by leave-one-out loss)",
+        ),
+        (
+            "model: {l2: true}",
+            "model.l2: found true; accepted: a number, 0 or more, or auto (by leave-one-out loss)",
+        ),
+        (
+            "model: {l2: }",
+            "model.l2: found nothing; accepted: a number, 0 or more, or auto (by leave-one-out loss)",
+        ),
         (
             "model: {max_iterations: 1.5}",
             "model.max_iterations: found 1.5; accepted: a whole number of Newton iterations, 1 or more",
@@ -383,7 +401,7 @@ def test_train_is_required(file: Path, text: str, message: str) -> None:
 def test_all_mistakes_are_told_at_once(file: Path) -> None:
     assert refusal(file, "train: {path: a}\nmodel: {l2: -1}\nseed: x") == (
         "train.label: missing; this key has no default; accepted: name of the label column\n"
-        "model.l2: found -1; accepted: a number, 0 or more\n"
+        "model.l2: found -1; accepted: a number, 0 or more, or auto (by leave-one-out loss)\n"
         "seed: found 'x'; accepted: a whole number, 0 or more"
     )
 

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from scipy.special import log_softmax, logsumexp
 
 # A class's row of T is drawn towards noise of the overall rate, spread evenly: as if by this many examples
 # and, where noise is rare, by more of the class's own. A few disagreements that look alike are classes that
@@ -83,7 +82,7 @@ class Channel:
         """The temperature at which class overlap alone explains the labels best."""
 
         def model_at(tau: float) -> NoiseModel:
-            log_p = log_softmax(self._scores / tau, axis=1)[np.arange(self.n), self._given]
+            log_p = log_softmax(self._scores / tau)[np.arange(self.n), self._given]
             return NoiseModel(tau, uniform_noise(self.k, NOISE_FLOOR), 0.0, float(log_p.mean()))
 
         return self._best(model_at)
@@ -146,7 +145,7 @@ class Channel:
             matrix: T to start from.
             with_matrix: whether there is a noise matrix; else T stays the identity.
         """
-        groups = self.groups(temperature)
+        groups = self.groups(temperature, with_border=border > 0)
         if matrix is None:
             matrix = uniform_noise(self.k, 0.05) if with_matrix else np.eye(self.k)
         free = border > 0
@@ -166,11 +165,11 @@ class Channel:
         """Expected share of wrong labels among the given ones."""
         return float(p_mislabeled(self._scores, self._given, model).mean())
 
-    def groups(self, temperature: float) -> list[LabelGroup]:
-        """The rows by given label."""
-        log_p = log_softmax(self._scores / temperature, axis=1)
+    def groups(self, temperature: float, *, with_border: bool) -> list[LabelGroup]:
+        """The rows by given label; the border term is 0 where it is not asked for."""
+        log_p = log_softmax(self._scores / temperature)
         p = np.exp(log_p)
-        border = np.exp(log_border(log_p, self._given))
+        border = np.exp(log_border(log_p, self._given)) if with_border else np.zeros(self.n)
         cuts = np.cumsum(self._counts)[:-1]
         return [LabelGroup(*pair) for pair in zip(np.split(p, cuts), np.split(border, cuts), strict=True)]
 
@@ -222,7 +221,7 @@ def log_border(log_p: np.ndarray, given: np.ndarray) -> np.ndarray:
         given: (n,) codes g.
     """
     at = np.arange(len(given))
-    others: np.ndarray = logsumexp(_log_odds_of_others(log_p, given), axis=1)
+    others = log_sum_exp(_log_odds_of_others(log_p, given))
     return log_p[at, given] + others
 
 
@@ -234,7 +233,7 @@ def _log_odds_of_others(log_p: np.ndarray, given: np.ndarray) -> np.ndarray:
     rest = log_p.copy()
     rest[at, top] = -np.inf
     log_rest = np.log1p(-np.minimum(np.exp(log_p), 0.75))
-    log_rest[at, top] = logsumexp(rest, axis=1)
+    log_rest[at, top] = log_sum_exp(rest)
     odds: np.ndarray = log_p - log_rest
     odds[at, given] = -np.inf
     return odds
@@ -250,7 +249,7 @@ def log_joint(
         given, given) (n,), and log class probabilities (n, k) at the channel's temperature.
     """
     at = np.arange(len(given))
-    log_p = log_softmax(scores / model.temperature, axis=1)
+    log_p = log_softmax(scores / model.temperature)
     with np.errstate(divide="ignore"):
         joint = np.log(model.matrix[:, given].T) + np.log1p(-model.border) + log_p
         log_b = np.log(model.border)
@@ -264,9 +263,26 @@ def log_joint(
 def p_mislabeled(scores: np.ndarray, given: np.ndarray, model: NoiseModel) -> np.ndarray:
     """Probability (n,) that the given label is not the true one."""
     wrong, right, _ = log_joint(scores, given, model)
-    log_wrong = logsumexp(wrong, axis=1)
+    log_wrong = log_sum_exp(wrong)
     result: np.ndarray = np.exp(log_wrong - np.logaddexp(log_wrong, right))
     return result
+
+
+def log_sum_exp(values: np.ndarray) -> np.ndarray:
+    """Log of the sum of exponentials over each row (n,) of (n, k), some of which may be minus infinity.
+
+    scipy's takes any array of any library, and four times as long.
+    """
+    largest = np.maximum(values.max(axis=1), -1e300)
+    result: np.ndarray = largest + np.log(np.exp(values - largest[:, None]).sum(axis=1))
+    return result
+
+
+def log_softmax(values: np.ndarray) -> np.ndarray:
+    """Logarithms of softmax (n, k) over each row."""
+    shifted = values - values.max(axis=1, keepdims=True)
+    shifted -= np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return shifted
 
 
 def typical_margin(scores: np.ndarray) -> float:

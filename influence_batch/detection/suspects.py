@@ -6,10 +6,15 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from scipy.special import logsumexp
 
 from influence_batch.detection.channels import Basis, choose_channel
-from influence_batch.detection.noise_matrix import NOISE_FLOOR, NoiseModel, log_joint, p_mislabeled
+from influence_batch.detection.noise_matrix import (
+    NOISE_FLOOR,
+    NoiseModel,
+    log_joint,
+    log_sum_exp,
+    p_mislabeled,
+)
 from influence_batch.detection.outliers import (
     OutlierModel,
     fit_outliers,
@@ -21,7 +26,7 @@ from influence_batch.execution.parts import InMemoryStore, Table, blocks, narrow
 
 # A noise matrix is fitted to this many class scores, and to no fewer rows than this, if there are as many;
 # never to more scores than that.
-_FIT_SCORES, _FIT_ROWS, _MOST_FIT_SCORES = 500_000, 20_000, 2_000_000
+_FIT_SCORES, _FIT_ROWS, _MOST_FIT_SCORES = 250_000, 20_000, 2_000_000
 # An interval covers the readings and so many standard deviations, of chance and of what a channel's shape
 # misses: on noise that is known counts are off by this share (digits, embeddings, Fashion-MNIST).
 _SIGMAS, _SHAPE = 1.96, 0.05
@@ -152,7 +157,7 @@ def _read_some(
 ) -> dict[str, np.ndarray]:
     at = np.arange(len(given))
     wrong, right, log_p = log_joint(scores, given, model)
-    log_wrong = logsumexp(wrong, axis=1)
+    log_wrong = log_sum_exp(wrong)
     total = np.logaddexp(log_wrong, right)
     suggested = wrong.argmax(axis=1)
     single = alone[given]
@@ -262,6 +267,6 @@ def error_flows(scores: Any, given: np.ndarray, model: NoiseModel) -> np.ndarray
     flows = np.zeros((k, k))
     for part in reading_parts(n, k):
         wrong, right, _ = log_joint(scores[part], given[part], model)
-        total = np.logaddexp(logsumexp(wrong, axis=1), right)
+        total = np.logaddexp(log_sum_exp(wrong), right)
         np.add.at(flows.T, given[part], np.exp(wrong - total[:, None]))
     return flows

@@ -167,6 +167,23 @@ def _by_solving(objective: Objective, weights: np.ndarray, inverse: InverseHessi
     )
 
 
+def leave_one_out_loss(
+    objective: Objective, weights: np.ndarray, inverse: InverseHessian, part: Shard, dense: bool
+) -> float:
+    """Mean loss of some training examples, each under the model without it.
+
+    Args:
+        part: the examples.
+        dense: whether there is memory for the blocks of H^-1; else each example takes its own solves.
+    """
+    if not dense:
+        found = _by_solving(objective, weights, inverse, part)
+    else:
+        leverages = linear.leverage(objective.loss, part.features, inverse.inverse_blocks(), objective.n)
+        found = _from_leverages(objective.loss, weights, part, leverages, None)
+    return float(objective.loss.value(found["loo_logits"], part.targets).mean())
+
+
 def _whole_shard(shard: Shard, state: None, rows: Rows) -> Shard:
     return shard
 

@@ -264,7 +264,7 @@ def test_the_only_example_of_a_label_is_not_accused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("n", "k", "rows"), [(1_437, 10, 1_437), (10**7, 2, 250_000), (10**7, 10, 50_000), (10**7, 100, 20_000),
+    ("n", "k", "rows"), [(1_437, 10, 1_437), (10**7, 2, 125_000), (10**7, 10, 25_000), (10**7, 100, 20_000),
                          (10**7, 1_000, 5_000), (3_000, 1_000, 3_000)]
 )  # fmt: skip
 def test_rows_that_a_matrix_is_fitted_to(n: int, k: int, rows: int) -> None:

@@ -252,7 +252,8 @@ FROM_FOOTERS = {
         config={"shard_row": 10},
     ),
     "values of a wrong type and range": Case(
-        "DIR/nightly.yaml: model.l2: found 'small'; accepted: a number, 0 or more\n"
+        "DIR/nightly.yaml: model.l2: found 'small'; accepted: a number, 0 or more, or auto (by "
+        "leave-one-out loss)\n"
         "DIR/nightly.yaml: detection.threshold: found 7; accepted: a number from 0 to 1 on p_mislabeled",
         config={"model": {"l2": "small"}, "detection": {"threshold": 7}},
     ),

@@ -90,7 +90,10 @@ class TestCommandLine:
         assert tree(tmp_path / "reports") == before
 
     def test_an_override(self, tmp_path: Path) -> None:
-        case = Case("DIR/nightly.yaml: model.l2: found -1; accepted: a number, 0 or more")
+        case = Case(
+            "DIR/nightly.yaml: model.l2: found -1; accepted: a number, 0 or more, or auto (by "
+            "leave-one-out loss)"
+        )
         config = case.write(tmp_path)
         result = run(config, tmp_path / "reports", tmp_path / "prefect", "--set", "model.l2=-1")
         check_refused(result, case, tmp_path)
