@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from influence_batch.audit import Progress as ProgressFunction
-from influence_batch.audit import quiet
+from influence_batch.stages import Progress as ProgressFunction
+from influence_batch.stages import quiet
 
 
 @contextmanager
