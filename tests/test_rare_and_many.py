@@ -43,12 +43,12 @@ def _audit(path: str, reports: Path, **more: Any) -> influence_batch.Report:
         ([940, 60], 40, False),
         ([600, 600, 12, 6], 40, True),
         ([600, 600, 12, 6], 40, False),
-        ([15] * 100, 20, False),
+        ([8] * 100, 10, False),
     ],
 )
 def test_planted_errors(tmp_path: Path, sizes: list[int], d: int, shuffled: bool) -> None:
     """4% of each class flipped, in files in order of class or not: shards of 300 then miss most classes."""
-    x, true, random = _clusters(sizes, d, 7.0)
+    x, true, random = _clusters(sizes, d, 9.0)
     k, given = len(sizes), true.copy()
     wrong = np.zeros(len(true), dtype=bool)
     wrong[random.choice(len(true), len(true) // 25, replace=False)] = True
