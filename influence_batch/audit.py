@@ -124,7 +124,15 @@ def run(config: AuditConfig, progress: Progress = quiet, wrap: Wrap = lambda nam
         groups: list[Mapping[str, Any]] = []
         if config.group_by:
             with clock("groups"):
-                groups = wrap("groups", _groups)(data, model, explained, crossed, reading, listing, progress)
+                groups = wrap("groups", compare_groups)(
+                    data,
+                    model,
+                    explained,
+                    crossed,
+                    reading,
+                    listing,
+                    lambda done, total: progress("groups", done, total),
+                )
         checked = None
         if config.self_check:
             with clock("self_check"):
@@ -331,27 +339,6 @@ def detect(data: Data, model: Model, explained: Explained, progress: Progress = 
     second = _read(data, model, result.weights, again, given, "refit-reading")
     progress("detect", 2, 2)
     return first if second.basis == "prior" else with_loo_of(second, first)
-
-
-def _groups(
-    data: Data,
-    model: Model,
-    explained: Explained,
-    crossed: Crossed,
-    reading: Reading,
-    listing: Listing,
-    progress: Progress,
-) -> list[Mapping[str, Any]]:
-    compared = compare_groups(
-        data,
-        model,
-        explained,
-        crossed,
-        reading,
-        listing,
-        lambda done, total: progress("groups", done, total),
-    )
-    return list(compared)
 
 
 def rank(data: Data, reading: Reading) -> Listing:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -32,11 +32,13 @@ def compare_groups(
     reading: Reading,
     listing: Listing,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Iterator[Mapping[str, Any]]:
+) -> list[Mapping[str, Any]]:
     """Columns of the table `groups`, a block for each column of `group_by`."""
-    for name, column in zip(data.prepared.config.group_by, data.train_inspection.groups, strict=True):
-        values, codes = _encoded(column, data.train.n_rows)
-        yield _compare(data, model, explained, crossed, reading, listing, name, values, codes, progress)
+    names = data.prepared.config.group_by
+    return [
+        _compare(data, model, explained, crossed, reading, listing, name, column, progress)
+        for name, column in zip(names, data.train_inspection.groups, strict=True)
+    ]
 
 
 def _encoded(column: Any, n: int) -> tuple[pa.Array, np.ndarray]:
@@ -58,11 +60,12 @@ def _compare(
     reading: Reading,
     listing: Listing,
     name: str,
-    values: pa.Array,
-    codes: np.ndarray,
+    column: Any,
     progress: Callable[[int, int], None],
 ) -> Mapping[str, Any]:
-    g, n = len(values), len(codes)
+    n = data.train.n_rows
+    values, codes = _encoded(column, n)
+    g = len(values)
     rows = np.bincount(codes, minlength=g)
     suspects = np.bincount(codes[listing.suspect], minlength=g)
     p = np.concatenate([reading.p_mislabeled[part] for part in blocks(n)])
