@@ -328,9 +328,7 @@ def detect(data: Data, model: Model, explained: Explained, progress: Progress = 
         return first
     progress("detect", 1, 2)
     cleaned = replace(objective, example_weights=keep)
-    # Without the suspects the Hessian is much the same: its inverse saves the refit two passes of three.
-    near = (lambda vectors: explained.inverse.solve(vectors).solution) if explained.factored else None
-    result = fit_model(data, replace(cleaned, near_inverse=near), "refit", model.fit.weights)
+    result = fit_model(data, explained.as_preconditioner(cleaned), "refit", model.fit.weights)
     explained.inverse.forget()
     inverse = make_inverse(data, cleaned, result.weights, "refit-influence")
     again = train_influence(

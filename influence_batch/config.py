@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ByteSize,
@@ -123,16 +124,14 @@ def _as_steps(value: Any) -> Any:
 
 
 def _as_names(value: Any) -> Any:
-    """One name, or a list without repetitions."""
+    """One name as a list, nothing as an empty one."""
     if value is None:
         return []
-    return (
-        [value]
-        if isinstance(value, str)
-        else list(dict.fromkeys(value))
-        if isinstance(value, list)
-        else value
-    )
+    return [value] if isinstance(value, str) else value
+
+
+def _without_repetitions(names: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(names))
 
 
 class ModelConfig(_Section):
@@ -260,7 +259,6 @@ class DetectionConfig(_Section):
         description="a number above 0, up to 1: estimated share of the list that is wrong, which then "
         "replaces the threshold",
     )
-
     evidence: _Int = Field(
         1000,
         ge=0,
@@ -354,8 +352,8 @@ class AuditConfig(_Section):
     solver: SolverConfig = AutoSolver()
     influence: InfluenceConfig = InfluenceConfig()
     detection: DetectionConfig = DetectionConfig()
-    group_by: Annotated[tuple[str, ...], BeforeValidator(_as_names)] = Field(
-        (), description="a column name of train, or a list of them, such as [annotator, source]"
+    group_by: Annotated[tuple[str, ...], BeforeValidator(_as_names), AfterValidator(_without_repetitions)] = (
+        Field((), description="a column name of train, or a list of them, such as [annotator, source]")
     )
     self_check: _Int = Field(
         0,

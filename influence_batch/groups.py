@@ -34,11 +34,46 @@ def compare_groups(
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Mapping[str, Any]]:
     """Columns of the table `groups`, a block for each column of `group_by`."""
-    names = data.prepared.config.group_by
-    return [
-        _compare(data, model, explained, crossed, reading, listing, name, column, progress)
-        for name, column in zip(names, data.train_inspection.groups, strict=True)
-    ]
+    n = data.train.n_rows
+    everything = slice(0, n)
+    influence, _ = crossed.mean_over_others(
+        everything,
+        np.asarray(explained.train.self_influence[everything]),
+        np.asarray(explained.train.self_leave_one_out[everything]),
+    )
+    p = np.asarray(reading.p_mislabeled)
+    whole = max(float(p.mean()), 1e-300)
+    tables: list[Mapping[str, Any]] = []
+    for name, column in zip(data.prepared.config.group_by, data.train_inspection.groups, strict=True):
+        values, codes = _encoded(column, n)
+        g = len(values)
+        rows = np.bincount(codes, minlength=g)
+        suspects = np.bincount(codes[listing.suspect], minlength=g)
+        errors = _errors(p, codes, rows)
+        first_order = np.bincount(codes, weights=influence, minlength=g)
+        ends = np.array([interval(count, count) for count in errors])
+        order = np.lexsort((np.arange(g), -errors / rows))
+        curved = np.full(g, np.nan)
+        largest = [int(group) for group in np.argsort(-rows, kind="stable")[:_MOST_CURVED] if rows[group] < n]
+        for done, group in enumerate(largest):
+            progress(done, len(largest))
+            curved[group] = _left_out(data, model, explained, crossed, codes == group)
+        tables.append(
+            {
+                "group_by": pa.array([name] * g, pa.string()),
+                "value": values.take(pa.array(order)),
+                "rows": rows[order],
+                "suspects": suspects[order],
+                "estimated_errors": errors[order],
+                "estimated_errors_low": ends[order, 0],
+                "estimated_errors_high": np.minimum(ends[order, 1], rows[order]),
+                "error_rate": (errors / rows)[order],
+                "times_overall": (errors / rows / whole)[order],
+                "mean_test_influence": first_order[order],
+                "mean_test_group_influence": curved[order],
+            }
+        )
+    return tables
 
 
 def _encoded(column: Any, n: int) -> tuple[pa.Array, np.ndarray]:
@@ -50,50 +85,6 @@ def _encoded(column: Any, n: int) -> tuple[pa.Array, np.ndarray]:
         here = [known.setdefault(value, len(known)) for value in encoded.dictionary.to_pylist()]
         codes[part] = np.array(here)[encoded.indices.to_numpy(zero_copy_only=False)]
     return pa.array(list(known), pa.string()), codes
-
-
-def _compare(
-    data: Data,
-    model: Model,
-    explained: Explained,
-    crossed: Crossed,
-    reading: Reading,
-    listing: Listing,
-    name: str,
-    column: Any,
-    progress: Callable[[int, int], None],
-) -> Mapping[str, Any]:
-    n = data.train.n_rows
-    values, codes = _encoded(column, n)
-    g = len(values)
-    rows = np.bincount(codes, minlength=g)
-    suspects = np.bincount(codes[listing.suspect], minlength=g)
-    p = np.concatenate([reading.p_mislabeled[part] for part in blocks(n)])
-    errors, first_order = _errors(p, codes, rows), np.zeros(g)
-    for part in blocks(n):
-        here = codes[part]
-        first_order += np.bincount(here, weights=crossed.mean_first_order[part], minlength=g)
-    ends = np.array([interval(count, count) for count in errors])
-    order = np.lexsort((np.arange(g), -errors / rows))
-    curved = np.full(g, np.nan)
-    largest = [int(group) for group in np.argsort(-rows, kind="stable")[:_MOST_CURVED] if rows[group] < n]
-    for done, group in enumerate(largest):
-        progress(done, len(largest))
-        curved[group] = _left_out(data, model, explained, crossed, codes == group)
-    whole = max(float(p.mean()), 1e-300)
-    return {
-        "group_by": pa.array([name] * g, pa.string()),
-        "value": values.take(pa.array(order)),
-        "rows": rows[order],
-        "suspects": suspects[order],
-        "estimated_errors": errors[order],
-        "estimated_errors_low": ends[order, 0],
-        "estimated_errors_high": np.minimum(ends[order, 1], rows[order]),
-        "error_rate": (errors / rows)[order],
-        "times_overall": (errors / rows / whole)[order],
-        "mean_test_influence": first_order[order],
-        "mean_test_group_influence": curved[order],
-    }
 
 
 def _errors(p: np.ndarray, codes: np.ndarray, rows: np.ndarray) -> np.ndarray:
@@ -118,11 +109,9 @@ def _left_out(data: Data, model: Model, explained: Explained, crossed: Crossed, 
     J without the group has the gradient `-(1/n') (sum of the group's g_i + |G| l2 w)` at the optimum of
     J, and the Hessian of the rows that stay (Koh et al. 2019).
     """
-    objective = replace(model.objective, example_weights=(~members).astype(np.float64))
-    weights = model.fit.weights
+    stays = replace(model.objective, example_weights=(~members).astype(np.float64))
+    objective, weights = explained.as_preconditioner(stays), model.fit.weights
     gradient = objective.at(weights).gradient
-    if explained.factored:
-        objective = replace(objective, near_inverse=lambda vectors: explained.inverse.solve(vectors).solution)
     solver = ConjugateGradient(objective.hessian(weights), rtol=1e-6)
     step = -solver.solve(gradient[:, None]).require_converged().solution[:, 0]
     return float(crossed.mean_gradient @ step)

@@ -158,6 +158,8 @@ def _notes(data: Data, model: Model, explained: Explained, crossed: Crossed, n_t
     """What a reader of the report must know, in sentences."""
     config = data.prepared.config
     notes = [*_notes_on_classes(data, explained), *_note_on_scales(data, model)]
+    if config.self_check and model.fit.method == "given":
+        notes.append("There was no self-check: the weights were given, so nothing can be refitted.")
     if data.test is None:
         notes.append(
             f"There is no test set: a sample of {n_test} rows of train (seed {config.seed}) serves as test "

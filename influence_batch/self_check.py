@@ -48,9 +48,8 @@ def check_influence(
     )
     rows = _chosen(predicted_all, config.self_check, config.seed)
     loss_at = _mean_loss(data, model, crossed)
-    objective = model.objective
-    if explained.factored:
-        objective = replace(objective, near_inverse=lambda vectors: explained.inverse.solve(vectors).solution)
+    before = loss_at(model.fit.weights)
+    objective = explained.as_preconditioner(model.objective)
     real = np.empty(len(rows))
     for done, row in enumerate(rows):
         progress(done, len(rows))
@@ -63,7 +62,7 @@ def check_influence(
             model.fit.weights,
             may_assemble=data.plan.inverse_bytes > 0,
         )
-        real[done] = loss_at(refit.weights, int(row)) - loss_at(model.fit.weights, int(row))
+        real[done] = loss_at(refit.weights)(int(row)) - before(int(row))
     predicted = predicted_all[rows]
     spread = float(np.std(predicted) * np.std(real))
     correlation = float(np.corrcoef(predicted, real)[0, 1]) if spread > 0 else float("nan")
@@ -85,25 +84,24 @@ def _chosen(predicted: np.ndarray, count: int, seed: int) -> np.ndarray:
     return np.concatenate([strongest, drawn])
 
 
-def _mean_loss(data: Data, model: Model, crossed: Crossed) -> Callable[[np.ndarray, int], float]:
-    """The mean loss of the test points as a function of the weights; a row of train itself left out."""
-    loss = data.loss
-    test: Dataset | None = model.test
+def _mean_loss(data: Data, model: Model, crossed: Crossed) -> Callable[[np.ndarray], Callable[[int], float]]:
+    """The mean loss of the test points at some weights, as seen from a row of train: itself left out."""
+    loss, test = data.loss, model.test
     if test is not None:
-        found = test
 
-        def over_test_set(weights: np.ndarray, row: int) -> float:
-            total = data.executor.reduce(found, sum_over_shards(_shard_loss), (loss, weights))
-            return float(total) / found.n_rows
+        def over_test_set(weights: np.ndarray, test: Dataset = test) -> Callable[[int], float]:
+            mean = sum_over_shards(_shard_loss, test.n_rows)
+            value = float(data.executor.reduce(test, mean, (loss, weights)))
+            return lambda row: value
 
         return over_test_set
     own_rows = crossed.own_rows
     assert own_rows is not None
     features, targets = gather_rows(data.executor, model.objective.dataset, own_rows)
 
-    def over_sample(weights: np.ndarray, row: int) -> float:
+    def over_sample(weights: np.ndarray) -> Callable[[int], float]:
         values = loss.value(linear.logits(weights, features), targets)
-        return float(values[own_rows != row].mean())
+        return lambda row: float(values[own_rows != row].mean())
 
     return over_sample
 

@@ -247,6 +247,11 @@ class TestUnions:
             "model.kind: found 'sofmax'; accepted: squared, logistic, softmax or smooth_hinge",
         ),
         (
+            "group_by: [{a: 1}]",
+            "group_by[0]: found {'a': 1}; accepted: a column name of train, or a list of them, such as "
+            "[annotator, source]",
+        ),
+        (
             "model: {l2: abc}",
             "model.l2: found 'abc'; accepted: a number, 0 or more, or auto (by leave-one-out loss)",
         ),

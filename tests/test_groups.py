@@ -137,6 +137,11 @@ def test_without_a_test_set(folder: Path, tmp_path: Path) -> None:
     report = influence_batch.audit(config, reports=tmp_path)
     assert report.run["self_check"]["passed"], report.run["self_check"]
     assert len(report.groups) == 4
+    # A row's influence on itself as a test point is in neither table.
+    vendor = pd.read_parquet(folder / "train.parquet").vendor
+    sums = report.examples.groupby(vendor).mean_test_influence.sum()
+    found = report.groups.set_index("value").mean_test_influence
+    pd.testing.assert_series_equal(found[sums.index], sums, check_names=False, rtol=1e-9)
 
 
 def test_group_columns_are_no_features(folder: Path, tmp_path: Path) -> None:

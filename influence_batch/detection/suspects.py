@@ -122,7 +122,7 @@ def read_classes(
         basis=chosen.basis,
         evidence=chosen.evidence,
         noise=chosen.point,
-        flows=error_flows(scores, given, chosen.point),
+        flows=error_flows(scores, given, chosen.point, columns["p_mislabeled"]),
     )
 
 
@@ -196,7 +196,7 @@ def read_numbers(
         estimated_errors=float(p_mislabeled.sum()),
         low=min(estimates),
         high=max(estimates),
-        basis="noise matrix",
+        basis="outlier mixture",
         evidence=f"maximum likelihood of an outlier mixture ({best.inliers} inliers of scale "
         f"{best.scale:.3g}) on leave-one-out residuals",
         outliers=best,
@@ -245,28 +245,28 @@ def select_suspects(
         target_precision: share of the list that is to be wrong, in the place of the threshold: as many rows,
             from the top, as the mean of their p_mislabeled allows.
     """
-    p_mislabeled = np.asarray(reading.p_mislabeled)
     if budget is not None:
         return rank <= budget
     if target_precision is None:
-        return p_mislabeled >= threshold
+        return np.asarray(reading.p_mislabeled) >= threshold
     by_rank = np.empty(len(rank))
-    by_rank[rank - 1] = p_mislabeled
+    by_rank[rank - 1] = reading.p_mislabeled
     enough = np.flatnonzero(np.cumsum(by_rank) >= target_precision * np.arange(1, len(rank) + 1) - 1e-12)
     return rank <= (enough[-1] + 1 if enough.size else 0)
 
 
-def error_flows(scores: Any, given: np.ndarray, model: NoiseModel) -> np.ndarray:
+def error_flows(scores: Any, given: np.ndarray, model: NoiseModel, p_wrong: Any) -> np.ndarray:
     """Expected number of labels (k, k) of each true class (rows) that were given each other label (columns).
 
     Args:
         scores: (n, k) leave-one-out class scores, an array or a column whose slices are.
         given: (n,) codes.
+        p_wrong: (n,) p_mislabeled of the same reading, which the flows add up to.
     """
     n, k = len(given), scores[0:1].shape[1]
     flows = np.zeros((k, k))
     for part in reading_parts(n, k):
-        wrong, right, _ = log_joint(scores[part], given[part], model)
-        total = np.logaddexp(log_sum_exp(wrong), right)
-        np.add.at(flows.T, given[part], np.exp(wrong - total[:, None]))
+        wrong, _, _ = log_joint(scores[part], given[part], model)
+        share = np.exp(wrong - log_sum_exp(wrong)[:, None])
+        np.add.at(flows.T, given[part], share * p_wrong[part][:, None])
     return flows

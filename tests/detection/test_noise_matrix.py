@@ -40,6 +40,23 @@ def _noise(scores: np.ndarray, given: np.ndarray) -> NoiseModel:
     return found
 
 
+def test_channel_is_recovered_without_its_prior(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What maximum likelihood finds by itself; the prior for even noise has its own tests."""
+    monkeypatch.setattr("influence_batch.detection.noise_matrix._RARE", 0.0)
+    matrix = np.array([[0.9, 0.08, 0.02], [0.01, 0.97, 0.02], [0.2, 0.0, 0.8]])
+    scores, true, given = _world(20_000, matrix, temperature=0.7)
+    model = _noise(scores, given)
+    assert model.temperature == pytest.approx(0.7, rel=0.05)
+    np.testing.assert_allclose(model.matrix, matrix, atol=0.015)
+    reading = read_classes(scores, given)
+    wrong = true != given
+    assert reading.estimated_errors == pytest.approx(wrong.sum(), rel=0.03)
+    for low in np.arange(0.0, 1.0, 0.2):
+        inside = (reading.p_mislabeled >= low) & (reading.p_mislabeled < low + 0.2)
+        if inside.sum() > 200:
+            assert reading.p_mislabeled[inside].mean() == pytest.approx(wrong[inside].mean(), abs=0.05)
+
+
 def test_errors_are_counted_and_probabilities_calibrated() -> None:
     matrix = np.array([[0.9, 0.08, 0.02], [0.01, 0.97, 0.02], [0.2, 0.0, 0.8]])
     scores, true, given = _world(20_000, matrix, temperature=0.7)
@@ -54,7 +71,7 @@ def test_errors_are_counted_and_probabilities_calibrated() -> None:
     bins = np.minimum((15 * reading.p_mislabeled).astype(int), 14)
     gaps = [abs(reading.p_mislabeled[bins == i].sum() - wrong[bins == i].sum()) for i in range(15)]
     assert sum(gaps) / len(wrong) < 0.02
-    flows = error_flows(scores, given, reading.noise)
+    flows = error_flows(scores, given, reading.noise, reading.p_mislabeled)
     assert flows.sum() == pytest.approx(reading.estimated_errors)
     for j, g in [(0, 1), (2, 0)]:
         assert flows[j, g] == pytest.approx(np.count_nonzero((true == j) & (given == g)), rel=0.15)
@@ -260,6 +277,8 @@ def test_the_only_example_of_a_label_is_not_accused() -> None:
     scores[-1, 2] = -500.0
     reading = read_classes(scores, given)
     assert reading.p_mislabeled[-1] < 0.5
+    assert reading.flows is not None
+    assert reading.flows.sum() == pytest.approx(reading.estimated_errors)
     assert reading.doubt[-1] < np.median(reading.doubt[reading.p_mislabeled > 0.5])
 
 
