@@ -14,6 +14,7 @@ from prefect import flow, task  # noqa: E402
 from prefect.cache_policies import NO_CACHE  # noqa: E402
 
 from flows.progress import terminal_progress  # noqa: E402
+from flows.stopping import interruptible  # noqa: E402
 from influence_batch.audit import run  # noqa: E402
 from influence_batch.config import load_config  # noqa: E402
 from influence_batch.errors import InputError, RunError  # noqa: E402
@@ -46,7 +47,7 @@ def _stage(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         retry_condition_fn=_may_pass,
         cache_policy=NO_CACHE,
         persist_result=False,
-    )(function)
+    )(interruptible(function))
     return stage
 
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import os
-import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import wraps
 from importlib.metadata import version
 from pathlib import Path
@@ -46,20 +44,6 @@ def _stop(message: str, code: int) -> NoReturn:
     sys.exit(code)
 
 
-@contextmanager
-def _ending_on_sigterm() -> Iterator[None]:
-    """Ends like Ctrl-C on SIGTERM, so that nothing half-written and no server stays behind."""
-
-    def end(*_: object) -> NoReturn:
-        raise KeyboardInterrupt
-
-    previous = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-
-
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(version("influence-batch"))
 def main() -> None:
@@ -84,6 +68,7 @@ def audit(config: Path, overrides: tuple[str, ...], reports: Path | None, as_jso
 
     Exit codes: 0 done, 1 the run failed, 2 bad input or config.
     """
+    from flows.stopping import ending_on_signals
     from influence_batch.config import load_config
     from influence_batch.preparation import open_run, plan_audit, prepare
 
@@ -91,7 +76,7 @@ def audit(config: Path, overrides: tuple[str, ...], reports: Path | None, as_jso
     # seconds to start.
     open_run(*plan_audit(prepare(load_config(config, overrides, reports)))).close()
     try:
-        with _ending_on_sigterm():
+        with ending_on_signals():
             summary = _run_flow(config, overrides, reports)
     except KeyboardInterrupt:
         _stop("stopped; the same command goes on from here, if its data stay as they are", _EXIT_FAILURE)
