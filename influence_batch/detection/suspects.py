@@ -99,11 +99,11 @@ def read_classes(
     for number in table.missing:
         part = parts[number]
         read = _read_some(scores[part], given[part], chosen.point, rate, alone)
-        others = {
-            name: p_mislabeled(scores[part], given[part], model)
-            for name, model in (("low", chosen.low), ("high", chosen.high))
-        }
-        table.write(number, {**read, **others})
+        # An end is often the point itself.
+        for name, model in (("low", chosen.low), ("high", chosen.high)):
+            same = model is chosen.point
+            read[name] = read["p_mislabeled"] if same else p_mislabeled(scores[part], given[part], model)
+        table.write(number, read)
     columns: dict[str, Any] = table.columns()
     point, low, high = (
         sum(float(columns[name][part].sum()) for part in blocks(n))
