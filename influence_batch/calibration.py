@@ -65,7 +65,8 @@ def calibrate(config: AuditConfig, plan: Plan, train: Dataset) -> Rates:
     weights = 0.1 * random.standard_normal((k, d))
     n = len(targets)
     product = _seconds(lambda: work_of_product(shard, loss, weights)) / n
-    flop = _seconds(lambda: linear.weighted_gram(shard.features, np.ones(n))) / (n * d**2)
+    pairs = linear.hessian_pairs(loss)
+    flop = _seconds(lambda: linear.hessian_sum(loss, weights, shard.features, targets)) / (n * d**2 * pairs)
     pair = _seconds(
         lambda: work_of_cross_influence(shard, loss, weights, _TEST_POINTS, config.influence.top_k)
     ) / (n * _TEST_POINTS)

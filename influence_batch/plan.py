@@ -17,7 +17,7 @@ from influence_batch.detection.suspects import fit_rows
 from influence_batch.errors import InputError
 from influence_batch.execution import local_workers
 from influence_batch.influence.objective import hessian_shape
-from influence_batch.models import Loss, make_loss
+from influence_batch.models import Loss, linear, make_loss
 from influence_batch.solvers.choice import Choice, choose
 
 # A part of memory_limit stays free for what allocators keep and Parquet's decoder holds.
@@ -349,9 +349,9 @@ def _stages(
 ) -> Iterator[Stage]:
     n, d, k, m = sizes.n, sizes.d, sizes.k, sizes.m
     one_pass = 4.0 * n * d * k
-    pairs = k * (k + 1) / 2 if not sizes.loss.separable else 1 if sizes.loss.constant_curvature else k
+    pairs = linear.hessian_pairs(sizes.loss)
     fit_flops = _FIT_PASSES * one_pass
-    leverages = 2.0 * n * d**2 * pairs + (30.0 * n * k**3 if not sizes.loss.separable else 0.0)
+    leverages = 1.2 * n * d**2 * pairs + (30.0 * n * k**3 if not sizes.loss.separable else 0.0)
     solves = (choice.direct_flops if choice.kind == "direct" else choice.cg_flops) + leverages
     row_memory = fixed - block * column
     yield Stage("read", 0.0, 1, row_memory)

@@ -16,11 +16,14 @@ from influence_batch.influence.objective import Objective, row_chunks
 from influence_batch.models import linear
 from influence_batch.models.losses import Loss
 from influence_batch.solvers import InverseHessian
+from influence_batch.threads import in_threads
 
 # A leverage this near to 1 means that the example alone decides its own prediction.
 _FULL_LEVERAGE = 1e-9
 
 
+# Bytes of a row that leave some ten thousand rows for a thread at a time.
+_WORTH_A_THREAD = 1500.0
 # The fields of TrainInfluence for some examples.
 Part = dict[str, np.ndarray]
 
@@ -96,19 +99,32 @@ def train_influence(
 
 def _shard_influence(shard: Shard, state: tuple[Loss, np.ndarray, np.ndarray, float], rows: Rows) -> Part:
     loss, weights, inverse_blocks, n_total = state
-    k, d = weights.shape
-    per_row = 24.0 * d + (32.0 * k if loss.separable else 64.0 * k * k)
+    n, k = len(shard.features), loss.outputs
     example_weights = rows.get("example_weights")
-    return _joined(
-        _from_leverages(
-            loss,
-            weights,
-            Shard(shard.start + part.start, shard.features[part], shard.targets[part]),
-            linear.leverage(loss, shard.features[part], inverse_blocks, n_total),
-            None if example_weights is None else example_weights[part],
-        )
-        for part in row_chunks(len(shard.features), per_row)
-    )
+    parts = []
+    # What is made of H^-1 for each pair of logits serves as many rows as their leverages fit.
+    for some in row_chunks(n, 8.0 * (linear.COLUMNS + (k if loss.separable else k * k))):
+        features, targets = shard.features[some], shard.targets[some]
+        leverages = linear.leverage(loss, features, inverse_blocks, n_total)
+
+        def made(
+            part: slice,
+            some: slice = some,
+            features: np.ndarray = features,
+            targets: np.ndarray = targets,
+            leverages: np.ndarray = leverages,
+        ) -> Part:
+            return _from_leverages(
+                loss,
+                weights,
+                Shard(shard.start + some.start + part.start, features[part], targets[part]),
+                leverages[part],
+                None if example_weights is None else example_weights[some][part],
+            )
+
+        per_row = 32.0 * k if loss.separable else 64.0 * k * k
+        parts += in_threads(made, row_chunks(len(features), max(per_row, _WORTH_A_THREAD)))
+    return _joined(parts)
 
 
 def _joined(parts: Iterable[Part]) -> Part:
@@ -123,8 +139,8 @@ def _by_examples(
     memory: float,
     shards: Sequence[int],
 ) -> Iterator[tuple[int, Part]]:
-    """The same from solves for `x_i (x) e_a`: k an example, or one if logits do not interact."""
-    columns = 1 if objective.loss.separable else objective.k
+    """The same from solves for `x_i (x) D`: k - 1 an example, or one if logits do not interact."""
+    columns = 1 if objective.loss.separable else objective.k - 1
     step = max(1, int(memory / (80.0 * objective.p * columns)))
     for index in shards:
         # One shard at a time comes here: its examples are the right-hand sides.
@@ -150,13 +166,14 @@ def _by_examples(
 def _by_solving(objective: Objective, weights: np.ndarray, inverse: InverseHessian, part: Shard) -> Part:
     k, separable = objective.k, objective.loss.separable
     n, d = part.features.shape
-    columns = 1 if separable else k
-    sides = np.zeros((k, d, n, columns))
-    for a in range(k):
-        sides[a, :, :, 0 if separable else a] = part.features.T
-    solved = inverse.solve(sides.reshape(objective.p, -1)).require_converged().solution
-    leverages = np.einsum("id,adib->iab", part.features, solved.reshape(k, d, n, columns)) / objective.n
-    leverages = leverages[:, :, 0] if separable else leverages
+    if separable:
+        sides = np.broadcast_to(part.features.T, (k, d, n)).reshape(objective.p, -1)
+    else:
+        contrasts = np.concatenate([np.eye(k - 1), -np.ones((1, k - 1))])
+        sides = np.einsum("ka,id->kdia", contrasts, part.features).reshape(objective.p, -1)
+    solved = inverse.solve(sides).require_converged().solution
+    leverages = np.einsum("id,kdia->ika", part.features, solved.reshape(k, d, n, -1)) / objective.n
+    leverages = leverages[:, :, 0] if separable else leverages[:, :-1] - leverages[:, -1:]
     example_weights = objective.example_weights
     return _from_leverages(
         objective.loss,
@@ -199,8 +216,6 @@ def _from_leverages(
     logits = linear.logits(weights, features)
     residual = loss.residual(logits, targets)
     curvature = loss.curvature(logits, targets)
-    if not loss.separable:
-        leverages = linear.without_common_shift(leverages)
     took_part = np.ones(len(targets), bool) if example_weights is None else example_weights > 0
     full = took_part & (linear.remaining_share(curvature, leverages) < _FULL_LEVERAGE)
     if full.any():

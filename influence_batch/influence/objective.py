@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, reduce
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,21 +15,23 @@ from scipy.linalg import LinAlgError, cho_factor, cho_solve, eigh
 
 from influence_batch.dataset.shards import Dataset, Shard
 from influence_batch.execution import Executor
-from influence_batch.execution.reduction import Rows, sum_over_shards
+from influence_batch.execution.reduction import Rows, add, sum_over_shards
 from influence_batch.models import linear
 from influence_batch.models.losses import Loss
 from influence_batch.solvers import BlockShape, SolverError
+from influence_batch.threads import in_threads
 
 # Bytes of temporaries an operation on a shard may take; rows are cut to fit.
 _WORKING_BYTES = 16 * 1024**2
+# Bytes of features of a pass that reads them more than once: they stay in a core's cache.
+_CACHED_BYTES = 1024**2
 
 
 class Point(NamedTuple):
-    """J at some weights: value, gradient (p,), and the root mean square norm of the examples' gradients."""
+    """J at some weights: value and gradient (p,)."""
 
     value: float
     gradient: np.ndarray
-    gradient_scale: float
 
 
 @dataclass(frozen=True)
@@ -88,20 +90,35 @@ class Objective:
         return gram
 
     def with_damping(self, damping: float) -> Objective:
-        """This objective with another damping, X'X / n not computed again."""
-        other = replace(self, damping=damping)
+        """This objective with another damping."""
+        return self._with(damping=damping)
+
+    def with_near_inverse(self, near_inverse: Callable[[np.ndarray], np.ndarray]) -> Objective:
+        """This objective with the inverse of a near Hessian as its preconditioner."""
+        return self._with(near_inverse=near_inverse)
+
+    def _with(self, **changes: Any) -> Objective:
+        """Changed in what X'X / n does not depend on, so that it is not computed again."""
+        other = replace(self, **changes)
         if "gram" in self.__dict__:
             other.__dict__["gram"] = self.gram
         return other
 
     def at(self, weights: np.ndarray) -> Point:
         """J at weights (k, d)."""
-        value, gradient, squares = self.executor.reduce(
+        value, gradient = self.executor.reduce(
             self.dataset, sum_over_shards(_shard_value, self.n), (self.loss, weights), self.rows
         )
         value = value + 0.5 * float((weights**2 @ self.penalty).sum())
         gradient = gradient + (weights * self.penalty).ravel()
-        return Point(float(value), gradient, float(np.sqrt(squares)))
+        return Point(float(value), gradient)
+
+    def gradient_scale(self) -> float:
+        """Root mean square norm of the examples' gradients at zero weights; 1 where all are zero."""
+        squares = self.executor.reduce(
+            self.dataset, sum_over_shards(_shard_squares, self.n), self.loss, self.rows
+        )
+        return float(np.sqrt(squares)) or 1.0
 
     def hessian(self, weights: np.ndarray) -> HessianOperator:
         """The Hessian of J at weights (k, d), plus damping."""
@@ -249,24 +266,35 @@ def _factor(gram: np.ndarray, diagonal: np.ndarray) -> tuple[np.ndarray, bool]:
     raise SolverError("X'X has entries that are not finite: features this large overflow")
 
 
-def row_chunks(n: int, bytes_per_row: float) -> Iterator[slice]:
-    """Slices of n rows whose temporaries stay within the working memory."""
-    step = max(1, int(_WORKING_BYTES / max(bytes_per_row, 1.0)))
+def row_chunks(n: int, bytes_per_row: float, most: float = _WORKING_BYTES) -> Iterator[slice]:
+    """Slices of n rows that take at most so many bytes (default: the working memory)."""
+    step = max(1, int(most / max(bytes_per_row, 1.0)))
     for start in range(0, n, step):
         yield slice(start, min(start + step, n))
 
 
 def _shard_value(shard: Shard, state: tuple[Loss, np.ndarray], rows: Rows) -> tuple[Any, ...]:
     loss, weights = state
-    f = linear.logits(weights, shard.features)
-    value = loss.value(f, shard.targets)
-    residual = loss.residual(f, shard.targets)
-    squares = np.square(residual).sum(axis=1) * np.square(shard.features).sum(axis=1)
     example_weights = rows.get("example_weights")
-    if example_weights is not None:
-        value, squares = value * example_weights, squares * example_weights
-        residual = residual * example_weights[:, None]
-    return value.sum(), linear.gradient_sum(residual, shard.features), squares.sum()
+
+    def some(part: slice) -> tuple[float, np.ndarray]:
+        features, targets = shard.features[part], shard.targets[part]
+        f = linear.logits(weights, features)
+        value, residual = loss.value(f, targets), loss.residual(f, targets)
+        if example_weights is not None:
+            value = value * example_weights[part]
+            residual = residual * example_weights[part, None]
+        return float(value.sum()), linear.gradient_sum(residual, features)
+
+    chunks = row_chunks(len(shard.features), 8.0 * shard.features.shape[1], _CACHED_BYTES)
+    return reduce(add, in_threads(some, chunks), (0.0, np.zeros(weights.size)))
+
+
+def _shard_squares(shard: Shard, loss: Loss, rows: Rows) -> float:
+    """Sum of the squared norms of the examples' gradients at zero weights."""
+    residual = loss.residual(np.zeros((len(shard.targets), loss.outputs)), shard.targets)
+    squares = np.square(residual).sum(axis=1) * np.einsum("ij,ij->i", shard.features, shard.features)
+    return float(squares @ rows.get("example_weights", np.ones(len(squares))))
 
 
 def _shard_gram(shard: Shard, state: None, rows: Rows) -> np.ndarray:
@@ -297,9 +325,8 @@ def _product(
     vectors: np.ndarray,
     example_weights: np.ndarray | None,
 ) -> np.ndarray:
-    total = np.zeros_like(vectors)
-    for part in row_chunks(len(features), 32.0 * loss.outputs * vectors.shape[1]):
-        total += linear.hessian_vector_product_sum(
+    def some(part: slice) -> np.ndarray:
+        return linear.hessian_vector_product_sum(
             loss,
             weights,
             features[part],
@@ -307,7 +334,10 @@ def _product(
             vectors,
             None if example_weights is None else example_weights[part],
         )
-    return total
+
+    size = 32.0 * loss.outputs * vectors.shape[1]
+    size = max(size, _WORKING_BYTES / _CACHED_BYTES * 8.0 * features.shape[1])
+    return np.asarray(reduce(add, in_threads(some, row_chunks(len(features), size)), np.zeros_like(vectors)))
 
 
 def _shard_product(shard: Shard, state: tuple[Loss, np.ndarray, np.ndarray], rows: Rows) -> np.ndarray:

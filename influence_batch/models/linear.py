@@ -8,17 +8,26 @@ column of ones where the model has an intercept. Gradients have the structure
 A Hessian is given as blocks (b, q, q) on its diagonal, each standing for `copies` equal ones:
 b = 1, q = p for a loss whose logits interact; b = k, q = d for a separable loss; b = 1, q = d and
 k copies where every example has the same curvature.
+
+Where logits interact (softmax) only their differences matter: C and residuals sum to 0 over them. So
+all that concerns one example is done with the k - 1 contrasts D' f to the last logit, D = (I, -1)'.
 """
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
-from scipy.linalg.blas import dsyrk
 
-from influence_batch.models.losses import Loss
+from influence_batch.models.losses import Loss, curvature_entries
+from influence_batch.threads import in_threads
 
-# Bytes of C (rows, k, k) that are formed at a time.
-_CURVATURE_BYTES = 16 * 1024**2
+# Bytes of scaled features that a product of matrices takes at a time: more do not fit into a core's cache.
+_PRODUCT_BYTES = 1024**2
+# Pairs of logits are worked on in so many groups, in threads.
+_GROUPS = 8
+# Columns of a quadratic form that are multiplied at a time, those before them left out.
+COLUMNS = 64
 
 
 def logits(weights: np.ndarray, features: np.ndarray) -> np.ndarray:
@@ -70,19 +79,42 @@ def hessian_vector_product_sum(
 
 
 def weighted_gram(features: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """X' diag(w) X (d, d) for X (n, d) and w (n,).
+    """X' diag(w) X (d, d) for X (n, d) and w (n,)."""
+    n, d = features.shape
+    total = np.zeros((d, d))
+    for part in _product_chunks(n, d):
+        _add_gram(total, features[part], weights[part])
+    return total
+
+
+def _product_chunks(n: int, d: int) -> list[slice]:
+    # With fewer rows than columns adding up the products would take as long as the products.
+    step = max(2 * d, _PRODUCT_BYTES // (8 * d))
+    return [slice(start, start + step) for start in range(0, n, step)]
+
+
+def _add_gram(total: np.ndarray, features: np.ndarray, weights: np.ndarray) -> None:
+    """Add X' diag(w) X (d, d).
 
     Weights of one sign, which every curvature pair of the losses here has, take the symmetric
     rank-k product of the square roots: half the operations.
     """
     if np.all(weights >= 0):
-        sign, scaled = 1.0, features * np.sqrt(weights)[:, None]
+        scaled = features * np.sqrt(weights)[:, None]
+        total += scaled.T @ scaled  # numpy sees that the two are one, and lets other threads run
     elif np.all(weights <= 0):
-        sign, scaled = -1.0, features * np.sqrt(-weights)[:, None]
+        scaled = features * np.sqrt(-weights)[:, None]
+        total -= scaled.T @ scaled
     else:
-        return features.T @ (features * weights[:, None])
-    upper = dsyrk(sign, scaled.T)
-    return np.triu(upper) + np.triu(upper, 1).T
+        total += features.T @ (features * weights[:, None])
+
+
+def hessian_pairs(loss: Loss) -> int:
+    """Number of products X' diag(w) X that a Hessian takes, and of quadratic forms that a leverage does."""
+    if loss.constant_curvature:
+        return 1
+    k = loss.outputs
+    return k if loss.separable else k * (k - 1) // 2
 
 
 def hessian_sum(
@@ -101,84 +133,109 @@ def hessian_sum(
     if loss.separable:
         curvature = loss.curvature(logits(weights, features), targets)
         return np.stack([weighted_gram(features, w * curvature[:, a]) for a in range(k)])
-    blocks = np.zeros((k, d, k, d))
-    step = max(1, _CURVATURE_BYTES // (8 * k * k))
-    for start in range(0, n, step):
-        part = slice(start, start + step)
-        curvature = loss.curvature(logits(weights, features[part]), targets[part])
-        for a in range(k):
-            for b in range(a, k):
-                blocks[a, :, b, :] += weighted_gram(features[part], w[part] * curvature[:, a, b])
+    last = k - 1
+    pairs = [(a, b) for a in range(last) for b in range(a, last)]
+    entry = curvature_entries(loss, logits(weights, features), targets)
+    pair_weights = [w * entry(a, b) for a, b in pairs]
+    grams = np.zeros((len(pairs), d, d))
+
+    def add(group: int) -> None:
+        # Rows first: those of a chunk stay in the cache for all pairs of the group.
+        for part in _product_chunks(n, d):
+            for pair in range(group, len(pairs), _GROUPS):
+                _add_gram(grams[pair], features[part], pair_weights[pair][part])
+
+    in_threads(add, range(_GROUPS))
+    blocks = np.empty((k, d, k, d))
+    for (a, b), gram in zip(pairs, grams, strict=True):
+        blocks[a, :, b, :] = gram
+        blocks[b, :, a, :] = blocks[a, :, b, :]
+    # The columns of C sum to 0, so the last block of a row is what the others lack.
     for a in range(k):
-        for b in range(a + 1, k):
-            blocks[b, :, a, :] = blocks[a, :, b, :].T
+        blocks[a, :, last, :] = -blocks[a, :, :last, :].sum(axis=1)
+        blocks[last, :, a, :] = blocks[a, :, last, :]
     return blocks.reshape(1, k * d, k * d)
 
 
 def leverage(loss: Loss, features: np.ndarray, inverse_blocks: np.ndarray, n_total: float) -> np.ndarray:
-    """`A_i = (1/n) (x_i (x) I)' H^-1 (x_i (x) I)`: (n, k, k), or its diagonal (n, k) if separable.
+    """`A_i = (1/n) (x_i (x) I)' H^-1 (x_i (x) I)`.
 
     Args:
         features: (n, d).
         inverse_blocks: blocks of H^-1 (b, q, q), as the Hessian's.
         n_total: number of training examples, n in the formula.
+
+    Returns:
+        Its diagonal (n, k) if separable, else D' A_i D (n, k-1, k-1).
     """
     n, d = features.shape
     k = loss.outputs
     if loss.separable:
         quadratic = [_quadratic(features, block) for block in inverse_blocks]
         return np.repeat(np.stack(quadratic, axis=1), k // len(quadratic), axis=1) / n_total
-    result = np.empty((n, k, k))
+    last = k - 1
+    result = np.empty((n, last, last))
     inverse = inverse_blocks[0].reshape(k, d, k, d)
-    for a in range(k):
-        for b in range(a, k):
-            result[:, a, b] = result[:, b, a] = _quadratic(features, inverse[a, :, b, :])
+
+    def fill(pair: tuple[int, int]) -> None:
+        a, b = pair
+        contrast = inverse[a, :, b, :] - inverse[last, :, b, :] - inverse[a, :, last, :]
+        contrast += inverse[last, :, last, :]
+        result[:, a, b] = result[:, b, a] = _quadratic(features, contrast)
+
+    in_threads(fill, [(a, b) for a in range(last) for b in range(a, last)])
     return result / n_total
 
 
 def _quadratic(features: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    return np.einsum("ij,ij->i", features @ matrix, features)
+    """`x_i' M x_i` (n,) for X (n, d) and any M (d, d).
+
+    M's part below the diagonal is taken twice and the one above not at all, which nearly halves the
+    operations.
+    """
+    d = len(matrix)
+    lower = np.tril(matrix)
+    lower += np.triu(matrix, 1).T
+    count = max(1, round(d / COLUMNS))
+    edges = [d * i // count for i in range(count + 1)]
+    total = np.zeros(len(features))
+    for start, stop in pairwise(edges):
+        product = features[:, start:] @ lower[start:, start:stop]
+        total += np.einsum("ij,ij->i", product, features[:, start:stop])
+    return total
 
 
 def quadratic_form(left: np.ndarray, leverages: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """`l_i' A_i r_i` (n,); with the residual (n, k) on both sides, self-influence `(1/n) g_i' H^-1 g_i`."""
+    """`l_i' A_i r_i` (n,); with the residual (n, k) on both sides, self-influence `(1/n) g_i' H^-1 g_i`.
+
+    Where logits interact both sides sum to 0 over them, as residuals do.
+    """
     if leverages.ndim == 2:
         result: np.ndarray = (left * leverages * right).sum(axis=1)
         return result
-    moved = np.matmul(leverages, right[:, :, None])[:, :, 0]
-    result = (left * moved).sum(axis=1)
-    return result
-
-
-def without_common_shift(leverages: np.ndarray) -> np.ndarray:
-    """P A_i P (n, k, k) with P = I - 11'/k, for logits of which only differences matter.
-
-    Residuals sum to 0 over the logits and so do the columns of C, hence nothing that follows from A
-    depends on what P takes away; where a feature has no penalty that part is large and all rounding.
-    """
-    rows = leverages.mean(axis=1, keepdims=True)
-    columns = leverages.mean(axis=2, keepdims=True)
-    result: np.ndarray = leverages - rows - columns + rows.mean(axis=2, keepdims=True)
+    moved = np.matmul(leverages, right[:, :-1, None])[:, :, 0]
+    result = (left[:, :-1] * moved).sum(axis=1)
     return result
 
 
 def remaining_share(curvature: np.ndarray, leverages: np.ndarray) -> np.ndarray:
     """Smallest eigenvalue of I - C A (n,): the others' say in an example's logits, 0 at leverage 1.
 
-    Exact where it is below 1e-3; elsewhere at least that.
+    Exact where it is below 1e-3; elsewhere at most that, and positive.
 
     Args:
-        curvature, leverages: (n, k, k), or their diagonals (n, k).
+        curvature: C (n, k, k), or its diagonal (n, k).
+        leverages: as `leverage` gives them.
     """
     if leverages.ndim == 2:
         result: np.ndarray = (1.0 - curvature * leverages).min(axis=1)
         return result
-    systems = np.eye(leverages.shape[1]) - curvature @ leverages
-    # The eigenvalues are in (0, 1], so their product is below each of them.
-    share: np.ndarray = np.abs(np.linalg.det(systems))
+    # Eigenvalues of C A are in [0, 1), so none is above their sum.
+    share: np.ndarray = 1.0 - np.einsum("iab,iba->i", curvature[:, :-1, :-1], leverages)
     low = np.flatnonzero(share < 1e-3)
     if low.size:
-        share[low] = np.linalg.eigvals(systems[low]).real.min(axis=1)
+        products = curvature[low, :-1, :-1] @ leverages[low]
+        share[low] = 1.0 - np.linalg.eigvals(products).real.max(axis=1)
     return share
 
 
@@ -187,10 +244,14 @@ def leave_one_out_residual(
 ) -> tuple[np.ndarray, np.ndarray]:
     """What leaving each example out makes of its residual and its logits, to first order.
 
+    Args:
+        leverages: as `leverage` gives them.
+
     Returns:
         The corrected residual `s = (I - C A)^-1 r` (n, k), which takes the place of r in an
-        influence, and the logits `f + A s` (n, k) of the model without the example. Both follow
-        from `A s` being the move of the logits in one Newton step of the objective without it.
+        influence, and the logits `f + A s` (n, k) of the model without the example, up to a common
+        shift where only differences matter. Both follow from `A s` being the move of the logits in one
+        Newton step of the objective without it.
     """
     f = logits(weights, features)
     residual = loss.residual(f, targets)
@@ -198,6 +259,10 @@ def leave_one_out_residual(
     if loss.separable:
         corrected = residual / (1.0 - curvature * leverages)
         return corrected, f + leverages * corrected
-    system = np.eye(loss.outputs) - curvature @ leverages
-    corrected = np.linalg.solve(system, residual[:, :, None])[:, :, 0]
-    return corrected, f + np.einsum("iab,ib->ia", leverages, corrected)
+    system = np.eye(loss.outputs - 1) - curvature[:, :-1, :-1] @ leverages
+    solved = np.linalg.solve(system, residual[:, :-1, None])
+    moved = np.matmul(leverages, solved)[:, :, 0]
+    corrected = np.concatenate([solved[:, :, 0], -solved.sum(axis=1)], axis=1)
+    # Contrasts as logits whose sum stays what it was.
+    shift = moved.sum(axis=1, keepdims=True) / loss.outputs
+    return corrected, f + np.concatenate([moved - shift, -shift], axis=1)

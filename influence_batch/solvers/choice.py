@@ -61,7 +61,7 @@ def choose(
     """
     blocks, size, outputs = shape
     dense = 8.0 * copies * blocks * size**2
-    pairs = blocks if blocks * outputs == k else k * (k + 1) / 2
+    pairs = blocks if blocks * outputs == k else k * (k - 1) / 2
     factor = blocks * size**3
     direct = n * d**2 * pairs + factor + 2.0 * outputs * blocks * size**2 * test_points
     inverse_fits = dense <= memory

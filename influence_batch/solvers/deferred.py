@@ -7,6 +7,7 @@ from functools import cached_property
 
 import numpy as np
 
+from influence_batch.solvers.direct import Direct
 from influence_batch.solvers.operator import InverseHessian
 from influence_batch.solvers.result import SolveResult
 
@@ -31,6 +32,13 @@ class Deferred:
 
     def solve(self, right_hand_sides: np.ndarray) -> SolveResult:
         return self._inverse.solve(right_hand_sides)
+
+    def backsolve(self, right_hand_sides: np.ndarray) -> np.ndarray:
+        """H^-1 B for B (p, m), without a residual where the solver has factors."""
+        inverse = self._inverse
+        if isinstance(inverse, Direct):
+            return inverse.backsolve(right_hand_sides)
+        return inverse.solve(right_hand_sides).solution
 
     def inverse_blocks(self) -> np.ndarray:
         return self._inverse.inverse_blocks()

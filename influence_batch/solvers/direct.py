@@ -52,7 +52,7 @@ class Direct:
     def solve(self, right_hand_sides: np.ndarray) -> SolveResult:
         """H^-1 B for B (p, m), refined until the residual is at most rtol or stops falling."""
         right_hand_sides = np.asarray(right_hand_sides, dtype=np.float64)
-        solution = self._backsolve(right_hand_sides)
+        solution = self.backsolve(right_hand_sides)
         residual = right_hand_sides - self._apply(solution)
         relative = relative_residual(residual, right_hand_sides)
         iterations = np.ones(relative.size, dtype=np.int64)
@@ -60,7 +60,7 @@ class Direct:
             poor = np.flatnonzero(relative > self._rtol)
             if poor.size == 0:
                 break
-            better = solution[:, poor] + self._backsolve(residual[:, poor])
+            better = solution[:, poor] + self.backsolve(residual[:, poor])
             better_residual = right_hand_sides[:, poor] - self._apply(better)
             better_relative = relative_residual(better_residual, right_hand_sides[:, poor])
             improved = better_relative < relative[poor]
@@ -99,7 +99,8 @@ class Direct:
             np.fill_diagonal(factor, kept)
         return product.reshape(vectors.shape)
 
-    def _backsolve(self, right_hand_sides: np.ndarray) -> np.ndarray:
+    def backsolve(self, right_hand_sides: np.ndarray) -> np.ndarray:
+        """H^-1 B for B (p, m) from the factors alone, without a residual: a preconditioner."""
         b, q, _ = self._shape
         parts = right_hand_sides.reshape(b, self._copies, q, -1)
         solution = np.empty_like(parts)

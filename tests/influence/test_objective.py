@@ -132,9 +132,9 @@ def test_value_and_gradient(loss: Loss, variant: dict) -> None:
         step = step.reshape(weights.shape)
         difference = (value(weights + step) - value(weights - step)) / 2e-5
         assert point.gradient[j] == pytest.approx(difference, rel=1e-6, abs=1e-8)
-    residual = loss.residual(features @ weights.T, targets)
+    residual = loss.residual(np.zeros((len(targets), loss.outputs)), targets)
     norms = [np.linalg.norm(np.outer(r, x)) for r, x in zip(residual, features, strict=True)]
-    assert point.gradient_scale == pytest.approx(np.sqrt(counts @ np.square(norms)), rel=1e-12)
+    assert objective.gradient_scale() == pytest.approx(np.sqrt(counts @ np.square(norms)), rel=1e-12)
     assert objective.n == pytest.approx(
         N if objective.example_weights is None else objective.example_weights.sum()
     )

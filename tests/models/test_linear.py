@@ -220,7 +220,20 @@ def test_leverage_is_its_formula(loss: Loss) -> None:
     if loss.separable:
         assert ours.shape == (N, loss.outputs)
         ours = np.stack([np.diag(row) for row in ours])
-    np.testing.assert_allclose(ours, dense, rtol=1e-11, atol=1e-13)
+    else:
+        contrasts = np.concatenate([np.eye(loss.outputs - 1), -np.ones((1, loss.outputs - 1))])
+        dense = contrasts.T @ dense @ contrasts
+    np.testing.assert_allclose(ours, dense, rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("d", [1, 63, 150])
+def test_leverage_by_columns(d: int) -> None:
+    """Quadratic forms are taken some columns at a time, and of matrices that are not symmetric."""
+    random = np.random.default_rng(6)
+    features, matrix = random.standard_normal((9, d)), random.standard_normal((d, d))
+    ours = linear.leverage(LOSSES["squared"], features, matrix[None], 1.0)
+    expected = np.einsum("ij,jk,ik->i", features, matrix, features)
+    np.testing.assert_allclose(ours[:, 0], expected, rtol=1e-10, atol=1e-10)
 
 
 def test_quadratic_form_is_self_influence(loss: Loss) -> None:
@@ -293,16 +306,21 @@ def test_remaining_share_against_eigenvalues(loss: Loss, far: float, full: bool)
 
 
 def test_common_shift_takes_no_part_in_anything() -> None:
-    """Adding a part along equal shifts of all logits, however large, changes no result of softmax."""
+    """A part of H^-1 along equal shifts of all logits, however large, changes no leverage of softmax."""
     random = np.random.default_rng(11)
     loss = Softmax(4)
-    features, weights = random.standard_normal((20, 3)), random.standard_normal((4, 3))
-    targets = random.integers(0, 4, 20)
-    root = 0.2 * random.standard_normal((20, 4, 4))
-    leverages = linear.without_common_shift(root @ root.transpose(0, 2, 1))
-    np.testing.assert_allclose(leverages.sum(axis=1), 0.0, atol=1e-14)
-    np.testing.assert_allclose(leverages, linear.without_common_shift(leverages + 1e3), atol=1e-9)
-    expected = linear.leave_one_out_residual(loss, weights, features, targets, leverages)
-    shifted = linear.leave_one_out_residual(loss, weights, features, targets, leverages + 0.5)
-    np.testing.assert_allclose(shifted[0], expected[0], rtol=1e-9, atol=1e-12)
-    np.testing.assert_allclose(shifted[1], expected[1], rtol=1e-9, atol=1e-12)
+    features, root = random.standard_normal((20, 3)), 0.2 * random.standard_normal((12, 12))
+    inverse = root @ root.T
+    shift = 1e3 * np.kron(np.ones((4, 4)), np.diag([1.0, 2.0, 3.0]))
+    ours = linear.leverage(loss, features, inverse[None], 20.0)
+    shifted = linear.leverage(loss, features, (inverse + shift)[None], 20.0)
+    np.testing.assert_allclose(shifted, ours, rtol=1e-9, atol=1e-9)
+    residual = random.standard_normal((20, 4))
+    residual -= residual.mean(axis=1, keepdims=True)
+    expected = dense_leverage(features, inverse + shift, 4)
+    np.testing.assert_allclose(
+        linear.quadratic_form(residual, shifted, residual),
+        np.einsum("ia,iab,ib->i", residual, expected, residual),
+        rtol=1e-8,
+        atol=1e-8,
+    )
