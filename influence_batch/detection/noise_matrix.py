@@ -29,8 +29,8 @@ _RARE = 0.05
 NOISE_FLOOR = 1e-4
 # Most noise that is believed, as a share of what naming the most common label always would get wrong.
 _MOST_NOISE = 0.9
-# Temperatures are found to one per cent.
-_GRIDS, _GRID = 5, 7
+# A grid of temperatures over all that may be, then so many halvings about the best: found to 1 to 2%.
+_GRID, _HALVINGS = 7, 6
 _EM_STEPS = 200
 _SEARCH_STEPS = 60
 _EM_TOLERANCE = 1e-8
@@ -93,17 +93,24 @@ class Channel:
         Where the features say nothing of the classes, a noise matrix explains the labels no worse than
         overlap, and would call most of them wrong: all but those of the most common label. So it is
         believed only if it calls clearly fewer wrong than that guess does (`most_errors`), and if it
-        raises the log-likelihood by more than the Bayesian information criterion's price of a rate; noise
-        near borders comes in if it earns that price once more.
+        raises the log-likelihood by more than the Bayesian information criterion's price of a rate. Noise
+        near borders comes in if it earns that price once more, and does not more than double the errors:
+        overlap alone could do that. A pattern of errors is believed if it earns Akaike's price of its
+        entries, or of the errors where they are fewer; else errors go to all classes alike, for where
+        classes overlap a pattern is found in disagreements that are no errors.
         """
         price = 0.5 * np.log(self.n) / self.n
-        best = plain
-        for border in (0.0, 0.02):
-            found = self._likeliest(border)
-            if found.log_likelihood - best.log_likelihood > price:
-                best = found
-            elif best is plain:
-                return None
+        best = self._likeliest(0.0)
+        if best.log_likelihood - plain.log_likelihood <= price:
+            return None
+        near = self._likeliest(0.02)
+        gain = near.log_likelihood - best.log_likelihood
+        if gain > price and self.error_share(near) <= 2.0 * self.error_share(best):
+            best = near
+        even = self.at(best.temperature, border=best.border, even=True)
+        entries = min(self.k * (self.k - 1) - 1.0, self.n * self.error_share(best))
+        if best.log_likelihood - even.log_likelihood < entries / self.n:
+            best = even
         return best if self.error_share(best) <= self.most_errors else None
 
     @property
@@ -136,6 +143,7 @@ class Channel:
         border: float = 0.02,
         matrix: np.ndarray | None = None,
         with_matrix: bool = True,
+        even: bool = False,
         steps: int = _EM_STEPS,
     ) -> NoiseModel:
         """The likeliest channel at a temperature.
@@ -144,6 +152,7 @@ class Channel:
             border: b to start from; 0 stays 0.
             matrix: T to start from.
             with_matrix: whether there is a noise matrix; else T stays the identity.
+            even: whether T is of one rate, to all other classes alike.
         """
         groups = self.groups(temperature, with_border=border > 0)
         if matrix is None:
@@ -156,7 +165,7 @@ class Channel:
                 break
             previous = likelihood
             if with_matrix:
-                matrix = _posterior_matrix(counts)
+                matrix = uniform_noise(self.k, _rate(counts)) if even else _posterior_matrix(counts)
             if free:
                 border = float(np.clip(wrong_near / self.n, 1e-6, _MOST_BORDER))
         return NoiseModel(temperature, matrix, border, likelihood)
@@ -176,14 +185,22 @@ class Channel:
     def _best(self, model_at: Callable[[float], NoiseModel]) -> NoiseModel:
         # Where all margins are slight for want of a signal, the unit is no measure: 10 is near to uniform.
         bounds = (np.log(0.01 * self._unit), np.log(10.0 * max(self._unit, 1.0)))
-        low, high = bounds
-        # Grids within grids: what is found depends on comparisons alone, so that rounding, which differs
-        # from one sharding to the next, does not move it.
-        for _ in range(_GRIDS):
-            grid = np.linspace(low, high, _GRID)
-            best = int(np.argmax([model_at(float(np.exp(point))).log_likelihood for point in grid]))
-            low, high = grid[max(best - 1, 0)], grid[min(best + 1, _GRID - 1)]
-        return model_at(float(np.exp(grid[best])))
+        # What is found depends on comparisons alone, so that rounding, which differs from one sharding to the
+        # next, does not move it.
+        grid = np.linspace(*bounds, _GRID)
+        found = [(model_at(float(np.exp(point))), float(point)) for point in grid]
+        step = float(grid[1] - grid[0])
+        best = max(found, key=_likelihood)
+        for _ in range(_HALVINGS):
+            step /= 2.0
+            beside = [best[1] - step, best[1] + step]
+            found = [(model_at(float(np.exp(point))), point) for point in beside]
+            best = max([best, *found], key=_likelihood)
+        return best[0]
+
+
+def _likelihood(found: tuple[NoiseModel, float]) -> float:
+    return found[0].log_likelihood
 
 
 def em_statistics(
@@ -207,10 +224,15 @@ def em_statistics(
 
 def _posterior_matrix(counts: np.ndarray) -> np.ndarray:
     members = counts.sum(axis=1, keepdims=True)
-    rate = max(1.0 - float(np.trace(counts) / counts.sum()), NOISE_FLOOR)
+    rate = _rate(counts)
     weight = PSEUDO_EXAMPLES + members * (_RARE / rate)
     matrix: np.ndarray = (counts + weight * uniform_noise(len(counts), rate)) / (members + weight)
     return matrix
+
+
+def _rate(counts: np.ndarray) -> float:
+    """Share of the labels that are wrong."""
+    return max(1.0 - float(np.trace(counts) / counts.sum()), NOISE_FLOOR)
 
 
 def log_border(log_p: np.ndarray, given: np.ndarray) -> np.ndarray:
