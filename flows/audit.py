@@ -17,16 +17,18 @@ from flows.progress import terminal_progress  # noqa: E402
 from flows.stopping import interruptible  # noqa: E402
 from influence_batch.audit import run  # noqa: E402
 from influence_batch.config import load_config  # noqa: E402
-from influence_batch.errors import InputError, RunError  # noqa: E402
+from influence_batch.errors import GateError, InputError, RunError  # noqa: E402
+from influence_batch.gates import failed_gates  # noqa: E402
 
 _RETRY_DELAY_SECONDS = 10
+_IN_WORDS = (InputError, RunError, GateError)
 
 
 class _SaidInWords(logging.Filter):
     """Keeps tracebacks of the package's own errors out of the log: their message says what to do."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        return not (record.exc_info and isinstance(record.exc_info[1], (InputError, RunError)))
+        return not (record.exc_info and isinstance(record.exc_info[1], _IN_WORDS))
 
 
 for _name in ("prefect.flow_runs", "prefect.task_runs"):
@@ -64,6 +66,12 @@ def audit_flow(
 
     Returns:
         What `influence-batch audit --json` prints.
+
+    Raises:
+        GateError: the report is written, and past a gate of the config.
     """
     with terminal_progress() as progress:
-        return run(load_config(config, overrides or (), reports), progress, _stage).summary()
+        outcome = run(load_config(config, overrides or (), reports), progress, _stage)
+    if failed := failed_gates(outcome.run):
+        raise GateError("\n".join(failed), outcome.summary())
+    return outcome.summary()

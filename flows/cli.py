@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 import click
 
-_EXIT_FAILURE, _EXIT_BAD_INPUT = 1, 2
+_EXIT_FAILURE, _EXIT_BAD_INPUT, _EXIT_GATE = 1, 2, 3
 
 
 def _answers_in_words(command: Callable[..., None]) -> Callable[..., None]:
@@ -66,24 +66,30 @@ _REPORTS = click.option("--reports", type=click.Path(path_type=Path), help="Fold
 def audit(config: Path, overrides: tuple[str, ...], reports: Path | None, as_json: bool) -> None:
     """Audit the dataset that CONFIG describes and write a report.
 
-    Exit codes: 0 done, 1 the run failed, 2 bad input or config.
+    Exit codes: 0 done, 1 the run failed, 2 bad input or config, 3 done and past a gate of the config.
     """
     from flows.stopping import ending_on_signals
     from influence_batch.config import load_config
+    from influence_batch.errors import GateError
     from influence_batch.preparation import open_run, plan_audit, prepare
 
+    failed = ""
     # What footers, labels, config and the reports folder already tell is told before Prefect takes its
     # seconds to start.
     open_run(*plan_audit(prepare(load_config(config, overrides, reports)))).close()
     try:
         with ending_on_signals():
             summary = _run_flow(config, overrides, reports)
+    except GateError as error:
+        summary, failed = dict(error.summary), str(error)
     except KeyboardInterrupt:
         _stop("stopped; the same command goes on from here, if its data stay as they are", _EXIT_FAILURE)
     if as_json:
         click.echo(json.dumps(summary))
     else:
         _print_summary(summary)
+    if failed:
+        _stop(failed, _EXIT_GATE)
 
 
 def _run_flow(config: Path, overrides: tuple[str, ...], reports: Path | None) -> dict[str, Any]:

@@ -14,13 +14,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from influence_batch.config import AuditConfig, load_config
 from influence_batch.dataset import inspect
 from influence_batch.dataset.inspection import check_test_labels, encode_all
 from influence_batch.detection import (
     Reading,
+    calibrated_by,
+    error_flows,
     keep_for_refit,
+    plant_labels,
+    plant_targets,
     rank_by_doubt,
     read_classes,
     read_numbers,
@@ -60,6 +65,7 @@ from influence_batch.stages import (
     quiet,
 )
 from influence_batch.training import fit_model, make_inverse, train
+from influence_batch.verdicts import locate
 from influence_batch.writing import write
 
 # What makes a stage of this name out of a function: Prefect's tasks, in the flow.
@@ -72,6 +78,7 @@ def audit(
     overrides: Sequence[str] = (),
     reports: str | Path | None = None,
     progress: Progress = quiet,
+    verdicts: pd.DataFrame | None = None,
 ) -> Report:
     """Audit a dataset, in this process or on Dask as the config says, and return its report.
 
@@ -80,19 +87,27 @@ def audit(
         overrides: `key.key=value` pairs, as of `--set`.
         reports: folder of the reports in the place of the config's.
         progress: called with stage, amount done and total amount.
+        verdicts: what reviewers said of labels, a column `id` of train's ids and a column `verdict`:
+            `mislabeled`, `correct` or `ambiguous`. Enough of them calibrate p_mislabeled.
 
     Raises:
         InputError: config or data cannot be audited as they are.
         RunError: the audit could not be completed.
     """
-    return Report(run(load_config(config, overrides, reports), progress).run_dir)
+    return Report(run(load_config(config, overrides, reports), progress, verdicts=verdicts).run_dir)
 
 
-def run(config: AuditConfig, progress: Progress = quiet, wrap: Wrap = lambda name, stage: stage) -> Outcome:
+def run(
+    config: AuditConfig,
+    progress: Progress = quiet,
+    wrap: Wrap = lambda name, stage: stage,
+    verdicts: pd.DataFrame | None = None,
+) -> Outcome:
     """All stages of an audit, in order; what a killed run has finished is taken over.
 
     Args:
         wrap: makes a stage out of its name and its function.
+        verdicts: as `audit` takes them.
 
     Raises:
         InputError: the data cannot be audited as they are.
@@ -100,7 +115,7 @@ def run(config: AuditConfig, progress: Progress = quiet, wrap: Wrap = lambda nam
     """
     clock = Clock()
     with clock("prepare"):
-        prepared, plan = plan_audit(prepare(config))
+        prepared, plan = plan_audit(prepare(config, verdicts))
     threads = getattr(config.cluster, "threads_per_worker", 1)
     with (
         open_run(prepared, plan) as writer,
@@ -167,6 +182,9 @@ def read(
         if plan.classes is not None:
             check_test_labels(test_inspection.labels, plan.classes, test_set.columns.label)
         test_set = test_set.having(classes=plan.classes)
+    located = None
+    if prepared.verdicts is not None:
+        located = locate(prepared.verdicts, train_inspection.ids)
     return Data(
         prepared=prepared,
         plan=plan,
@@ -177,6 +195,7 @@ def read(
         loss=plan.sizes.loss,
         executor=executor,
         store=store,
+        located=located,
     )
 
 
@@ -355,15 +374,25 @@ def _read(
     given: np.ndarray,
     name: str,
 ) -> Reading:
+    """The reading of one fit's leave-one-out predictions, by verdicts where there are enough."""
+    located, seed = data.located, data.prepared.config.seed
+    verdicts = None if located is None or not located.verdicts.enough else located.verdicts
     if data.prepared.regression:
         columns = (influence.residual, influence.corrected_residual, influence.loo_logits)
         residual, corrected, predictions = (np.asarray(column)[:, 0] for column in columns)
-        return read_numbers(residual, corrected, predictions, given)
+        reading = read_numbers(residual, corrected, predictions, given)
+        reading = reading if verdicts is None else calibrated_by(reading, verdicts)
+        planted = plant_targets(residual, corrected, predictions, given, reading, seed)
+        return replace(reading, planted=planted)
     parts = reading_parts(len(given), len(data.train.classes or ()))
-    bounds = [(part.start, part.stop) for part in parts]
+    table = data.store.table(name, [(part.start, part.stop) for part in parts])
     scores = Mapped(influence.loo_logits, data.loss.class_scores)
     test = data.prepared.config.test
     trusted = None
     if test is not None and test.trusted and model.test is not None:
         trusted = trusted_error(model.test, data.executor, data.loss, weights)
-    return read_classes(scores, given, data.store.table(name, bounds), trusted)
+    reading = read_classes(scores, given, table, trusted)
+    if verdicts is not None:
+        reading = calibrated_by(reading, verdicts)
+        reading = replace(reading, flows=error_flows(scores, given, reading))
+    return replace(reading, planted=plant_labels(scores, given, reading, seed))

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -23,6 +22,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from influence_batch.config_errors import told
+from influence_batch.config_files import apply_override, plain, read_yaml
 from influence_batch.errors import InputError
 
 
@@ -337,6 +337,22 @@ ClusterConfig = Annotated[
 ]
 
 
+class GatesConfig(_Section):
+    error_rate: _Float | None = Field(
+        None, ge=0, le=1, description="a number from 0 to 1: most estimated share of wrong labels"
+    )
+    suspects: _Int | None = Field(None, ge=0, description="a whole number, 0 or more: most rows on the list")
+    self_check: _Float | None = Field(
+        None,
+        ge=-1,
+        le=1,
+        description="a number from -1 to 1: least correlation of predicted and real change in the self-check",
+    )
+    unconverged: _Int | None = Field(
+        None, ge=0, description="a whole number, 0 or more: most test points that missed solver.rtol"
+    )
+
+
 class AuditConfig(_Section):
     """One audit, as its config file describes it. Paths are absolute once loaded."""
 
@@ -360,6 +376,7 @@ class AuditConfig(_Section):
         ge=0,
         description="a whole number, 0 or more: examples that are really left out and refitted without",
     )
+    gates: GatesConfig = GatesConfig()
     cluster: ClusterConfig = NoCluster()
     memory_limit: Annotated[ByteSize, BeforeValidator(_no_truth_value)] = Field(
         ByteSize(2 * 1024**3), ge=1024**2, description="a size such as 2GiB or 500MB, at least 1MiB"
@@ -392,12 +409,12 @@ def load_config(
             return config
         config = config.model_dump(mode="json")
     if isinstance(config, Mapping):
-        source, folder, content = "config", Path.cwd(), _plain(config)
+        source, folder, content = "config", Path.cwd(), plain(config)
     else:
         source, folder = str(config), Path(config).absolute().parent
-        content = _read_yaml(Path(config))
+        content = read_yaml(Path(config))
     for override in overrides:
-        _apply_override(content, override)
+        apply_override(content, override)
     # `test: null` and an empty section mean the defaults.
     content = {key: value for key, value in content.items() if value is not None}
     if not isinstance(config, Mapping):
@@ -412,68 +429,6 @@ def load_config(
             messages.setdefault(key.split("[")[0] if item["type"].endswith("_type") else key, message)
         raise InputError("\n".join(f"{source}: {message}" for message in messages.values())) from None
     return _with_absolute_paths(checked, folder, reports)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return str(value) if isinstance(value, Path) else value
-
-
-class _Loader(yaml.SafeLoader):
-    """Refuses a key that stands twice in one mapping, of which YAML would keep the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
-                if key.value in seen:
-                    raise yaml.constructor.ConstructorError(
-                        None, None, f"the key {key.value} stands twice", key.start_mark
-                    )
-                seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; expected the path of a YAML config") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); expected a YAML config") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        problem = getattr(error, "problem", None) or "not readable"
-        raise InputError(f"{path}: {where}not valid YAML ({problem})") from None
-    if not isinstance(content, dict):
-        found = "nothing" if content is None else type(content).__name__
-        raise InputError(f"{path}: found {found}; expected keys such as `train:` and `model:`")
-    plain: dict[str, Any] = _plain(content)
-    return plain
-
-
-def _apply_override(content: dict[str, Any], override: str) -> None:
-    key, separator, text = override.partition("=")
-    if not separator or not all(key.split(".")):
-        raise InputError(f"--set {override}: expected KEY=VALUE, such as model.l2=1e-4")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise InputError(f"--set {override}: {text!r} is not a YAML value") from None
-    *parents, last = key.split(".")
-    section = content
-    for parent in parents:
-        inner = section.get(parent)
-        if inner is None:
-            inner = section[parent] = {}
-        elif not isinstance(inner, dict):
-            raise InputError(f"--set {override}: {parent} has no keys of its own, it is {inner!r}")
-        section = inner
-    section[last] = value
 
 
 def _with_absolute_paths(config: AuditConfig, folder: Path, reports: str | Path | None) -> AuditConfig:

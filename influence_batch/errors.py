@@ -1,4 +1,9 @@
-"""The two ways an audit ends early. Both carry a message for the person who ran it."""
+"""The ways an audit ends early, or in vain. All carry a message for the person who ran it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
 
 
 class InputError(Exception):
@@ -24,3 +29,15 @@ class RunError(Exception):
 
 class ClusterError(RunError):
     """Workers or their scheduler failed, not the audit: the run can be taken up again."""
+
+
+class GateError(Exception):
+    """The report is written, and what it says is past a limit of the config (exit code 3).
+
+    Attributes:
+        summary: what `influence-batch audit --json` prints.
+    """
+
+    def __init__(self, message: str, summary: Mapping[str, Any]) -> None:
+        super().__init__(message)
+        self.summary = summary

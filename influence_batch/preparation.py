@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pyarrow as pa
 
 from influence_batch.config import AuditConfig
@@ -23,10 +24,14 @@ from influence_batch.influence.weights import check_exists
 from influence_batch.plan import Plan, make_plan, shard_rows
 from influence_batch.report import RunWriter
 from influence_batch.stages import Prepared
+from influence_batch.verdicts import check_verdicts
 
 
-def prepare(config: AuditConfig) -> Prepared:
+def prepare(config: AuditConfig, verdicts: pd.DataFrame | None = None) -> Prepared:
     """Find the files and check their schemas against the config; reads footers only.
+
+    Args:
+        verdicts: of reviewers, columns `id` and `verdict`.
 
     Raises:
         InputError: what config and schemas do not allow.
@@ -42,7 +47,8 @@ def prepare(config: AuditConfig) -> Prepared:
     paths = [ref.path for dataset in (train_set, test_set) if dataset for ref in dataset.refs]
     paths += [config.model.weights] if config.model.weights else []
     files = {path: file_state(path) for path in dict.fromkeys(paths)}
-    return Prepared(config, train_set, test_set, regression, files)
+    checked = None if verdicts is None else check_verdicts(verdicts)
+    return Prepared(config, train_set, test_set, regression, files, checked)
 
 
 def require_unchanged(prepared: Prepared) -> None:
@@ -137,7 +143,8 @@ def _key(prepared: Prepared, plan: Plan) -> str:
         if dataset is not None
     ]
     decided = [plan.block, plan.choice.kind, plan.inverse_bytes > 0, plan.compact]
-    content: list[Any] = [config, version("influence_batch"), dict(prepared.files), cuts, decided]
+    verdicts = None if prepared.verdicts is None else prepared.verdicts.to_csv(index=False)
+    content: list[Any] = [config, version("influence_batch"), dict(prepared.files), cuts, decided, verdicts]
     if any(state.startswith("unknown") for state in prepared.files.values()):
         content.append(uuid.uuid4().hex)  # a change could not be seen: such a run is never taken up
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]

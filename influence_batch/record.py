@@ -17,10 +17,11 @@ import numpy as np
 
 from influence_batch.dataset import Dataset, Inspection
 from influence_batch.dataset.inspection import encode_all
-from influence_batch.detection import Reading
+from influence_batch.detection import Reading, power_at
 from influence_batch.execution.parts import narrow_blocks
 from influence_batch.models import predict
 from influence_batch.stages import Crossed, Data, Explained, Found, Model
+from influence_batch.verdicts import note_on_unknown
 
 FORMAT = 1
 # Columns whose sizes differ by more get a note.
@@ -141,7 +142,17 @@ def _detection(data: Data, reading: Reading, suspect: np.ndarray) -> dict[str, A
         "evidence": reading.evidence,
         "estimated_precision": None if n_suspects == 0 else expected / n_suspects,
         "estimated_recall": None if reading.estimated_errors == 0 else expected / reading.estimated_errors,
+        "power": _power(reading, suspect),
     }
+    if data.located is not None:
+        wrong = data.located.verdicts.wrong
+        detection["verdicts"] = {
+            "given": data.located.given,
+            "mislabeled": int(np.count_nonzero(wrong)),
+            "correct": int(np.count_nonzero(~wrong)),
+            "unknown_ids": len(data.located.unknown),
+            "calibrate": data.located.verdicts.enough,
+        }
     if reading.noise is not None and data.train.classes is not None:
         detection["temperature"] = reading.noise.temperature
         detection["border_noise"] = reading.noise.border
@@ -154,12 +165,21 @@ def _detection(data: Data, reading: Reading, suspect: np.ndarray) -> dict[str, A
     return detection
 
 
+def _power(reading: Reading, suspect: np.ndarray) -> dict[str, Any]:
+    """Of errors planted in thought, by kind: how many there were, the share that the list would hold."""
+    doubt = np.asarray(reading.doubt)[suspect]
+    power = power_at(reading.planted, float(doubt.min()) if doubt.size else np.inf)
+    return {kind: {"planted": len(reading.planted[kind]), **vars(found)} for kind, found in power.items()}
+
+
 def _notes(data: Data, model: Model, explained: Explained, crossed: Crossed, n_test: int) -> list[str]:
     """What a reader of the report must know, in sentences."""
     config = data.prepared.config
     notes = [*_notes_on_classes(data, explained), *_note_on_scales(data, model)]
     if config.self_check and model.fit.method == "given":
         notes.append("There was no self-check: the weights were given, so nothing can be refitted.")
+    if data.located is not None:
+        notes += note_on_unknown(data.located.unknown)
     if data.test is None:
         notes.append(
             f"There is no test set: a sample of {n_test} rows of train (seed {config.seed}) serves as test "

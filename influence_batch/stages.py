@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 
 from influence_batch.config import AuditConfig
@@ -21,6 +22,7 @@ from influence_batch.influence import Fit, Objective, TrainInfluence
 from influence_batch.models import Loss
 from influence_batch.plan import Plan
 from influence_batch.solvers import Deferred, SolveResult
+from influence_batch.verdicts import Located
 
 # (stage, how much is done, of how much)
 Progress = Callable[[str, int, int], None]
@@ -36,6 +38,7 @@ class Prepared:
 
     Attributes:
         files: state of each file that the audit reads, before it does.
+        verdicts: of reviewers, `id` and `verdict`; None where there are none.
     """
 
     config: AuditConfig
@@ -43,6 +46,7 @@ class Prepared:
     test: Dataset | None
     regression: bool
     files: Mapping[str, str]
+    verdicts: pd.DataFrame | None = None
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,7 @@ class Data:
     Attributes:
         executor: where shards are worked on.
         store: where the stages keep what they have computed.
+        located: reviewers' verdicts, by row.
     """
 
     prepared: Prepared
@@ -63,6 +68,7 @@ class Data:
     loss: Loss
     executor: Executor
     store: Store
+    located: Located | None = None
 
     def decode(self, values: np.ndarray) -> pa.Array:
         """Class codes, or numbers of a regression, as labels in the user's type."""
@@ -109,7 +115,7 @@ class Explained:
         """
         if not self.factored:
             return objective
-        return replace(objective, near_inverse=lambda vectors: self.inverse.solve(vectors).solution)
+        return objective.with_near_inverse(self.inverse.backsolve)
 
 
 @dataclass(frozen=True)
@@ -214,6 +220,7 @@ class Outcome:
             "estimated_errors_low": detection["estimated_errors_low"],
             "estimated_errors_high": detection["estimated_errors_high"],
             "notes": self.run["notes"],
+            "gates": self.run["gates"],
             "seconds": self.run["seconds"],
         }
 

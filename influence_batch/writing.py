@@ -9,8 +9,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from influence_batch.detection import depth_columns
 from influence_batch.evidence import standing
 from influence_batch.execution.parts import narrow_blocks
+from influence_batch.gates import check_gates
 from influence_batch.influence import TrainInfluence
 from influence_batch.models import predict
 from influence_batch.preparation import require_unchanged
@@ -51,6 +53,8 @@ def write(
         if data.train.classes is not None:
             writer.write_table("classes", _classes(data, found))
             writer.write_table("noise_matrix", _noise_matrix(data, found))
+        n_listed = int(np.count_nonzero(listing.suspect))
+        writer.write_table("depths", depth_columns(found.reading, listing.rank, n_listed))
         if found.groups:
             writer.write_blocks("groups", found.groups)
         writer.write_table("test_points", crossed.test_points)
@@ -64,6 +68,7 @@ def write(
             writer.write_arrays(f"features-{number}-{step.kind}.npz", vars(step))
     require_unchanged(data.prepared)
     record = run_record(data, model, explained, crossed, found, clock.seconds)
+    record["gates"] = check_gates(config.gates, record)
     return Outcome(writer.commit(record), record)
 
 

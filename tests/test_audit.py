@@ -234,6 +234,7 @@ def test_report_is_what_the_schema_says(samples: Path, tmp_path: Path) -> None:
     tables = {
         "classes": report.run_dir / "classes.parquet",
         "noise_matrix": report.run_dir / "noise_matrix.parquet",
+        "depths": report.run_dir / "depths.parquet",
         "groups": report.run_dir / "groups.parquet",
         "examples": report.run_dir / "examples.parquet",
         "suspects": report.run_dir / "suspects.parquet",

@@ -21,7 +21,7 @@ import numpy as np
 from influence_batch.detection.noise_matrix import Channel, NoiseModel, p_mislabeled
 from influence_batch.detection.trusted import TrustedError
 
-Basis = Literal["trusted test set", "noise matrix", "prior", "outlier mixture"]
+Basis = Literal["verdicts", "trusted test set", "noise matrix", "prior", "outlier mixture"]
 
 # Shares of the temperature of the reading without noise. Sharp: F1 0.66 to 0.87 where 1 to 10% of labels were
 # flipped at borders (digits, breast cancer, embeddings), 0.7 to 1.8% of rows listed where none was.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -57,6 +58,7 @@ class Reading:
         flows: (k, k) expected number of labels of each true class (rows) that were given each other
             label, None for regression.
         outliers: the fitted mixture, None for classes.
+        planted: doubt (m,) of errors that were planted in thought, by kind; see `planting`.
     """
 
     p_mislabeled: Any
@@ -72,6 +74,7 @@ class Reading:
     noise: NoiseModel | None = None
     flows: np.ndarray | None = None
     outliers: OutlierModel | None = None
+    planted: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 def read_classes(
@@ -110,7 +113,7 @@ def read_classes(
         for name in ("p_mislabeled", "low", "high")
     )
     ends = interval(min(point, low), max(point, high))
-    return Reading(
+    reading = Reading(
         p_mislabeled=columns["p_mislabeled"],
         doubt=columns["doubt"],
         suggested=columns["suggested"],
@@ -122,8 +125,8 @@ def read_classes(
         basis=chosen.basis,
         evidence=chosen.evidence,
         noise=chosen.point,
-        flows=error_flows(scores, given, chosen.point, columns["p_mislabeled"]),
     )
+    return replace(reading, flows=error_flows(scores, given, reading))
 
 
 def interval(low: float, high: float) -> tuple[float, float]:
@@ -255,18 +258,19 @@ def select_suspects(
     return rank <= (enough[-1] + 1 if enough.size else 0)
 
 
-def error_flows(scores: Any, given: np.ndarray, model: NoiseModel, p_wrong: Any) -> np.ndarray:
+def error_flows(scores: Any, given: np.ndarray, reading: Reading) -> np.ndarray:
     """Expected number of labels (k, k) of each true class (rows) that were given each other label (columns).
 
     Args:
         scores: (n, k) leave-one-out class scores, an array or a column whose slices are.
         given: (n,) codes.
-        p_wrong: (n,) p_mislabeled of the same reading, which the flows add up to.
+        reading: of these; the flows add up to its p_mislabeled.
     """
+    assert reading.noise is not None
     n, k = len(given), scores[0:1].shape[1]
     flows = np.zeros((k, k))
     for part in reading_parts(n, k):
-        wrong, _, _ = log_joint(scores[part], given[part], model)
+        wrong, _, _ = log_joint(scores[part], given[part], reading.noise)
         share = np.exp(wrong - log_sum_exp(wrong)[:, None])
-        np.add.at(flows.T, given[part], share * p_wrong[part][:, None])
+        np.add.at(flows.T, given[part], share * reading.p_mislabeled[part][:, None])
     return flows

@@ -51,6 +51,11 @@ class Report:
         return self._table("noise_matrix.parquet")
 
     @cached_property
+    def depths(self) -> pd.DataFrame:
+        """A row per depth of the list: estimated precision and recall, power to find planted errors."""
+        return self._table("depths.parquet")
+
+    @cached_property
     def groups(self) -> pd.DataFrame:
         """A row per group of the columns in group_by (where it is set)."""
         return self._table("groups.parquet")

@@ -137,6 +137,29 @@ TABLES: Mapping[str, tuple[Column, ...]] = {
             "detection.estimated_errors",
         ),
     ),
+    "depths": (
+        Column("depth", _I, "a list of so many rows from the top: 10, 20, 50, 100, ..., the list's, and all"),
+        Column("p_mislabeled", _F, "p_mislabeled of its last row"),
+        Column("estimated_precision", _F, "share of it that is wrong: the mean of its p_mislabeled"),
+        Column("estimated_recall", _F, "its errors as a share of detection.estimated_errors"),
+        Column(
+            "power_random",
+            _F,
+            "share of errors planted in thought that it would hold: any other label (for regression another "
+            "row's target) in the place of one that is likely right",
+        ),
+        Column("power_random_low", _F, "lower end of its 95% interval"),
+        Column("power_random_high", _F, "upper end of it"),
+        Column(
+            "power_nearest",
+            _F,
+            "the same for errors that are hard to find: the label of the most probable other class; null for "
+            "regression",
+        ),
+        Column("power_nearest_low", _F, "lower end of its 95% interval"),
+        Column("power_nearest_high", _F, "upper end of it"),
+        Column("is_list", _B, "whether this is the depth of the list"),
+    ),
     "groups": (
         Column("group_by", _S, "the column that the rows are grouped by"),
         Column("value", _S, "its value, null for rows without one; groups of a column by error_rate"),

@@ -16,7 +16,13 @@ from influence_batch.detection import (
     read_classes,
     select_suspects,
 )
-from influence_batch.detection.noise_matrix import LabelGroup, em_statistics, log_border, log_joint
+from influence_batch.detection.noise_matrix import (
+    LabelGroup,
+    em_statistics,
+    log_border,
+    log_joint,
+    uniform_noise,
+)
 from influence_batch.detection.suspects import fit_rows, fit_sample
 
 
@@ -71,10 +77,25 @@ def test_errors_are_counted_and_probabilities_calibrated() -> None:
     bins = np.minimum((15 * reading.p_mislabeled).astype(int), 14)
     gaps = [abs(reading.p_mislabeled[bins == i].sum() - wrong[bins == i].sum()) for i in range(15)]
     assert sum(gaps) / len(wrong) < 0.02
-    flows = error_flows(scores, given, reading.noise, reading.p_mislabeled)
+    flows = error_flows(scores, given, reading)
     assert flows.sum() == pytest.approx(reading.estimated_errors)
     for j, g in [(0, 1), (2, 0)]:
         assert flows[j, g] == pytest.approx(np.count_nonzero((true == j) & (given == g)), rel=0.15)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_pattern_of_errors_is_believed_where_it_earns_its_entries(seed: int) -> None:
+    """Errors that go to all classes alike leave T even; some to one partner do not."""
+    even = uniform_noise(5, 0.06)
+    scores, _, given = _world(6_000, even, temperature=0.7, seed=seed)
+    found = _noise(scores, given).matrix
+    rates = found[~np.eye(5, dtype=bool)]
+    np.testing.assert_allclose(rates, rates[0], rtol=1e-9)
+    partner = even.copy()
+    partner[1, 2], partner[1, 1] = 0.1, 0.9 - 3 * even[1, 0]
+    scores, _, given = _world(6_000, partner, temperature=0.7, seed=seed)
+    found = _noise(scores, given).matrix
+    assert found[1, 2] > 3 * found[2, 1]
 
 
 @pytest.mark.parametrize("rate", [0.03, 0.1, 0.3])

@@ -105,10 +105,10 @@ def test_the_flow_finds_what_the_function_finds(audited: tuple, digits: Path, tm
 
 
 def test_people_get_a_table_and_progress_in_a_terminal(digits: Path, environment: dict[str, str]) -> None:
-    """On a pseudo-terminal: bars on stderr, the most suspect rows on stdout."""
+    """On a pseudo-terminal: bars on stderr, the most suspect rows on stdout; and a gate that fails it."""
     main, other = pty.openpty()
     process = subprocess.Popen(
-        [*COMMAND, *audit_arguments(digits, "detection.budget=3")],
+        [*COMMAND, *audit_arguments(digits, "detection.budget=3", "gates.suspects=2")],
         stdout=subprocess.PIPE,
         stderr=other,
         text=True,
@@ -124,8 +124,9 @@ def test_people_get_a_table_and_progress_in_a_terminal(digits: Path, environment
         pass
     assert process.stdout is not None
     stdout = process.stdout.read()
-    assert process.wait() == 0
+    assert process.wait() == 3
     os.close(main)
+    assert b"error: gates.suspects: the list has 3 rows; accepted: at most 2" in shown
     for stage in (b"read train", b"fit", b"cross-influence", b"detect"):
         assert stage in shown
     assert "The 3 most suspect of 3" in stdout
@@ -222,5 +223,5 @@ def test_schema_explains_every_column() -> None:
     assert wrong.returncode == 2
     assert wrong.stderr == (
         "error: schema: no table 'nothing'; accepted: examples, suspects, classes, "
-        "noise_matrix, groups, cross_influence, test_points\n"
+        "noise_matrix, depths, groups, cross_influence, test_points\n"
     )
