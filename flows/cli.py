@@ -194,13 +194,13 @@ def plan(config: Path, overrides: tuple[str, ...], reports: Path | None, as_json
 
     Reads the label column, and one shard to measure this machine's speed.
     """
-    from influence_batch.calibration import calibrate, estimate_seconds
     from influence_batch.config import load_config
     from influence_batch.preparation import plan_audit, prepare
+    from influence_batch.timing import estimate_seconds, measure
 
     checked = load_config(config, overrides, reports)
     prepared, made = plan_audit(prepare(checked))
-    described = made.describe(estimate_seconds(made, calibrate(checked, made, prepared.train)))
+    described = made.describe(estimate_seconds(made, measure(checked, made, prepared.train)))
     if as_json:
         click.echo(json.dumps(described))
     else:

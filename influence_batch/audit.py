@@ -184,7 +184,7 @@ def read(
         test_set = test_set.having(classes=plan.classes)
     located = None
     if prepared.verdicts is not None:
-        located = locate(prepared.verdicts, train_inspection.ids)
+        located = locate(prepared.verdicts, train_inspection.ids, train_inspection.labels)
     return Data(
         prepared=prepared,
         plan=plan,
@@ -333,6 +333,7 @@ def detect(data: Data, model: Model, explained: Explained, progress: Progress = 
     """Read the leave-one-out predictions; where errors are sure, refit without the suspects and read again.
 
     A refit would make the suspects of a guess look like errors for sure, so there the first reading stands.
+    Verdicts, where there are enough, calibrate the reading that stands.
 
     Raises:
         RunError: the refit did not reach its optimum.
@@ -344,7 +345,7 @@ def detect(data: Data, model: Model, explained: Explained, progress: Progress = 
     keep = keep_for_refit(first, given, data.prepared.regression)
     if keep.all() or first.basis == "prior":
         progress("detect", 2, 2)
-        return first
+        return _completed(data, first, explained.train, given)
     progress("detect", 1, 2)
     cleaned = replace(objective, example_weights=keep)
     result = fit_model(data, explained.as_preconditioner(cleaned), "refit", model.fit.weights)
@@ -355,7 +356,9 @@ def detect(data: Data, model: Model, explained: Explained, progress: Progress = 
     )
     second = _read(data, model, result.weights, again, given, "refit-reading")
     progress("detect", 2, 2)
-    return first if second.basis == "prior" else with_loo_of(second, first)
+    if second.basis == "prior":
+        return _completed(data, first, explained.train, given)
+    return _completed(data, with_loo_of(second, first), again, given)
 
 
 def rank(data: Data, reading: Reading) -> Listing:
@@ -374,25 +377,43 @@ def _read(
     given: np.ndarray,
     name: str,
 ) -> Reading:
-    """The reading of one fit's leave-one-out predictions, by verdicts where there are enough."""
-    located, seed = data.located, data.prepared.config.seed
-    verdicts = None if located is None or not located.verdicts.enough else located.verdicts
+    """The reading of one fit's leave-one-out predictions."""
     if data.prepared.regression:
-        columns = (influence.residual, influence.corrected_residual, influence.loo_logits)
-        residual, corrected, predictions = (np.asarray(column)[:, 0] for column in columns)
-        reading = read_numbers(residual, corrected, predictions, given)
-        reading = reading if verdicts is None else calibrated_by(reading, verdicts)
-        planted = plant_targets(residual, corrected, predictions, given, reading, seed)
-        return replace(reading, planted=planted)
+        return read_numbers(*_residuals(influence), given)
     parts = reading_parts(len(given), len(data.train.classes or ()))
     table = data.store.table(name, [(part.start, part.stop) for part in parts])
-    scores = Mapped(influence.loo_logits, data.loss.class_scores)
     test = data.prepared.config.test
     trusted = None
     if test is not None and test.trusted and model.test is not None:
         trusted = trusted_error(model.test, data.executor, data.loss, weights)
-    reading = read_classes(scores, given, table, trusted)
-    if verdicts is not None:
-        reading = calibrated_by(reading, verdicts)
+    return read_classes(_scores(data, influence), given, table, trusted)
+
+
+def _completed(data: Data, reading: Reading, influence: TrainInfluence, given: np.ndarray) -> Reading:
+    """The reading that stands, calibrated by verdicts where there are enough, with errors planted in thought.
+
+    Args:
+        influence: what it is a reading of.
+    """
+    enough = data.located is not None and data.located.verdicts.enough
+    if enough and data.located is not None:
+        reading = calibrated_by(reading, data.located.verdicts)
+    seed = data.prepared.config.seed
+    if data.prepared.regression:
+        return replace(reading, planted=plant_targets(*_residuals(influence), given, reading, seed))
+    scores = _scores(data, influence)
+    if enough:
         reading = replace(reading, flows=error_flows(scores, given, reading))
     return replace(reading, planted=plant_labels(scores, given, reading, seed))
+
+
+def _scores(data: Data, influence: TrainInfluence) -> Mapped:
+    """Leave-one-out class scores (n, k), as a column."""
+    return Mapped(influence.loo_logits, data.loss.class_scores)
+
+
+def _residuals(influence: TrainInfluence) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Residuals, corrected residuals and left-out predictions of a regression, (n,) each."""
+    columns = (influence.residual, influence.corrected_residual, influence.loo_logits)
+    residual, corrected, predictions = (np.asarray(column)[:, 0] for column in columns)
+    return residual, corrected, predictions

@@ -387,6 +387,14 @@ class AuditConfig(_Section):
     seed: _Int = Field(0, ge=0, description="a whole number, 0 or more")
     reports: str = Field("reports", description="path of a local folder, for the reports")
 
+    @model_validator(mode="after")
+    def _self_check_for_its_gate(self) -> Self:
+        if self.gates.self_check is not None and (self.self_check == 0 or self.model.weights is not None):
+            raise PydanticCustomError(
+                "gate_without_check", "gates.self_check needs a self_check, such as 20, and no model.weights"
+            )
+        return self
+
 
 def load_config(
     config: str | Path | Mapping[str, Any] | AuditConfig,

@@ -39,5 +39,8 @@ class GateError(Exception):
     """
 
     def __init__(self, message: str, summary: Mapping[str, Any]) -> None:
-        super().__init__(message)
+        super().__init__(message, summary)
         self.summary = summary
+
+    def __str__(self) -> str:
+        return str(self.args[0])

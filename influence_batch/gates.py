@@ -22,7 +22,7 @@ def check_gates(gates: GatesConfig, run: Mapping[str, Any]) -> list[dict[str, An
         "error_rate": (
             error_rate,
             gates.error_rate is not None and error_rate <= gates.error_rate,
-            f"the estimated share of wrong labels is {error_rate:.2%}",
+            f"the estimated share of wrong labels is {error_rate:.4g}",
         ),
         "suspects": (
             detection["n_suspects"],
@@ -52,7 +52,7 @@ def check_gates(gates: GatesConfig, run: Mapping[str, Any]) -> list[dict[str, An
             "found": found[name][0],
             "passed": found[name][1],
             "reason": f"gates.{name}: {found[name][2]}; accepted: "
-            f"{'at least' if name == 'self_check' else 'at most'} {limit:g}",
+            f"{'at least' if name == 'self_check' else 'at most'} {limit}",
         }
         for name, limit in bounds.items()
     ]

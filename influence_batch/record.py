@@ -17,11 +17,10 @@ import numpy as np
 
 from influence_batch.dataset import Dataset, Inspection
 from influence_batch.dataset.inspection import encode_all
-from influence_batch.detection import Reading, power_at
+from influence_batch.detection import Reading, least_doubt, power_at
 from influence_batch.execution.parts import narrow_blocks
 from influence_batch.models import predict
 from influence_batch.stages import Crossed, Data, Explained, Found, Model
-from influence_batch.verdicts import note_on_unknown
 
 FORMAT = 1
 # Columns whose sizes differ by more get a note.
@@ -142,17 +141,10 @@ def _detection(data: Data, reading: Reading, suspect: np.ndarray) -> dict[str, A
         "evidence": reading.evidence,
         "estimated_precision": None if n_suspects == 0 else expected / n_suspects,
         "estimated_recall": None if reading.estimated_errors == 0 else expected / reading.estimated_errors,
-        "power": _power(reading, suspect),
+        "power": _power(data, reading, suspect),
     }
     if data.located is not None:
-        wrong = data.located.verdicts.wrong
-        detection["verdicts"] = {
-            "given": data.located.given,
-            "mislabeled": int(np.count_nonzero(wrong)),
-            "correct": int(np.count_nonzero(~wrong)),
-            "unknown_ids": len(data.located.unknown),
-            "calibrate": data.located.verdicts.enough,
-        }
+        detection["verdicts"] = data.located.counts()
     if reading.noise is not None and data.train.classes is not None:
         detection["temperature"] = reading.noise.temperature
         detection["border_noise"] = reading.noise.border
@@ -165,10 +157,14 @@ def _detection(data: Data, reading: Reading, suspect: np.ndarray) -> dict[str, A
     return detection
 
 
-def _power(reading: Reading, suspect: np.ndarray) -> dict[str, Any]:
+def _power(data: Data, reading: Reading, suspect: np.ndarray) -> dict[str, Any]:
     """Of errors planted in thought, by kind: how many there were, the share that the list would hold."""
-    doubt = np.asarray(reading.doubt)[suspect]
-    power = power_at(reading.planted, float(doubt.min()) if doubt.size else np.inf)
+    config = data.prepared.config.detection
+    if config.budget is None and config.target_precision is None:
+        cut = least_doubt(reading, config.threshold)
+    else:
+        cut = float(np.asarray(reading.doubt)[suspect].min(initial=np.inf))
+    power = power_at(reading.planted, cut)
     return {kind: {"planted": len(reading.planted[kind]), **vars(found)} for kind, found in power.items()}
 
 
@@ -179,7 +175,7 @@ def _notes(data: Data, model: Model, explained: Explained, crossed: Crossed, n_t
     if config.self_check and model.fit.method == "given":
         notes.append("There was no self-check: the weights were given, so nothing can be refitted.")
     if data.located is not None:
-        notes += note_on_unknown(data.located.unknown)
+        notes += data.located.notes()
     if data.test is None:
         notes.append(
             f"There is no test set: a sample of {n_test} rows of train (seed {config.seed}) serves as test "

@@ -6,6 +6,8 @@ A function must not hold the interpreter's lock for long: numpy's products let i
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -16,17 +18,26 @@ from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
 T = TypeVar("T")
 S = TypeVar("S")
 
+# More would gain little, and each has working memory of its own.
+_MOST = 8
+# BLAS's limit is the process's: only one caller at a time may change it.
+_limiting = threading.Lock()
+
 
 def in_threads(function: Callable[[S], T], items: Iterable[S]) -> list[T]:
     """`function` of every item, in order, on as many threads as BLAS has, each with one thread of BLAS.
 
-    Where BLAS has one, as on Dask workers, one after the other and without any thread.
+    A single item keeps BLAS's own threads. Where BLAS has one, as on Dask workers, or where another thread is
+    in here, items are worked on one after the other and without any thread.
     """
-    count = _blas_threads()
-    if count == 1:
-        return [function(item) for item in items]
-    with _controller().limit(limits=1, user_api="blas"):
-        return list(_pool(count).map(function, items))
+    items = list(items)
+    if len(items) > 1 and (count := _blas_threads()) > 1 and _limiting.acquire(blocking=False):
+        try:
+            with _controller().limit(limits=1, user_api="blas"):
+                return list(_pool(min(count, _MOST)).map(function, items))
+        finally:
+            _limiting.release()
+    return [function(item) for item in items]
 
 
 @cache
@@ -39,7 +50,12 @@ def _pool(count: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(count, thread_name_prefix="influence-batch")
 
 
+# A forked process has the pool without its threads.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pool.cache_clear)
+
+
 def _blas_threads() -> int:
-    """The most that one of the loaded BLAS libraries would use: 1 inside a function of `in_threads`."""
+    """The most that one of the loaded BLAS libraries would use."""
     libraries = _controller().select(user_api="blas").info()
     return max((int(library["num_threads"]) for library in libraries), default=1)

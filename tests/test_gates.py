@@ -27,8 +27,8 @@ def _run(correlation: float | None = 0.95, checked: bool = True) -> dict[str, An
 @pytest.mark.parametrize(
     ("gate", "limit", "passed", "reason"),
     [
-        ("error_rate", 0.05, True, "the estimated share of wrong labels is 5.00%; accepted: at most 0.05"),
-        ("error_rate", 0.049, False, "the estimated share of wrong labels is 5.00%; accepted: at most 0.049"),
+        ("error_rate", 0.05, True, "the estimated share of wrong labels is 0.05; accepted: at most 0.05"),
+        ("error_rate", 0.049, False, "the estimated share of wrong labels is 0.05; accepted: at most 0.049"),
         ("suspects", 7, True, "the list has 7 rows; accepted: at most 7"),
         ("suspects", 0, False, "the list has 7 rows; accepted: at most 0"),
         ("self_check", 0.95, True, "the self-check's correlation is 0.950; accepted: at least 0.95"),

@@ -54,6 +54,7 @@ def test_verdicts_decide(overlap: tuple[dict[str, Any], np.ndarray]) -> None:
         "given": 120,
         "mislabeled": int((frame.verdict == "mislabeled").sum()),
         "correct": int((frame.verdict == "correct").sum()),
+        "outdated": 0,
         "unknown_ids": 0,
         "calibrate": True,
     }
@@ -70,13 +71,37 @@ def test_too_few_verdicts_and_unknown_ids_are_told(overlap: tuple[dict[str, Any]
     detection = report.run["detection"]
     assert detection["basis"] != "verdicts"
     assert detection["verdicts"] == {
-        "given": 3,
+        "given": 4,
         "mislabeled": 1,
         "correct": 0,
+        "outdated": 0,
         "unknown_ids": 1,
         "calibrate": False,
     }
     assert "One verdict names an id that train has not ('gone'): without effect." in report.run["notes"]
+    assert (
+        "The verdicts are too few to calibrate by: 1 mislabeled and 0 correct; "
+        "20 are needed, 3 of each at least." in report.run["notes"]
+    )
+
+
+def test_a_verdict_on_another_label_is_outdated(overlap: tuple[dict[str, Any], np.ndarray]) -> None:
+    """The label was corrected since: what was said of the old one says nothing of the new one."""
+    config, _ = overlap
+    now = pd.read_parquet(config["train"]["path"]).set_index("id").label
+    frame = pd.DataFrame({"id": ["r1", "r2", "r3"], "verdict": ["mislabeled", "correct", "correct"]})
+    frame["given_label"] = [(now["r1"] + 1) % 3, str(now["r2"]), float(now["r3"])]
+    found = influence_batch.audit(config, verdicts=frame).run["detection"]["verdicts"]
+    assert (found["outdated"], found["mislabeled"], found["correct"]) == (1, 0, 2)
+
+
+def test_verdicts_keep_the_order(overlap: tuple[dict[str, Any], np.ndarray]) -> None:
+    """A guess is not refitted, whatever calibrates it."""
+    config, wrong = overlap
+    before = influence_batch.audit(config)
+    after = influence_batch.audit(config, verdicts=_verdicts(before, wrong, 120))
+    assert before.run["detection"]["basis"] == "prior"
+    pd.testing.assert_series_equal(before.examples["rank"], after.examples["rank"])
 
 
 def test_ids_of_another_kind_are_found_where_they_can_be(tmp_path: Path) -> None:
@@ -87,7 +112,7 @@ def test_ids_of_another_kind_are_found_where_they_can_be(tmp_path: Path) -> None
         "train": {"path": str(tmp_path / "train.parquet"), "label": "label"},
         "reports": str(tmp_path / "r"),
     }
-    for ids, unknown in ((["3", "4"], 0), ([3.0, 4.0], 0), (["x", "4"], 2)):
+    for ids, unknown in ((["3", "4"], 0), ([3.0, 4.0], 0), (["x", "4"], 1), (["3", "03"], 0)):
         verdicts = pd.DataFrame({"id": ids, "verdict": ["correct", "mislabeled"]})
         found = influence_batch.audit(config, verdicts=verdicts).run["detection"]["verdicts"]
         assert found["unknown_ids"] == unknown

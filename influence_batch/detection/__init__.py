@@ -1,10 +1,10 @@
 """From leave-one-out predictions to suspects: noise matrix, outlier mixture, ranking."""
 
-from influence_batch.detection.calibrate import Verdicts, calibrated_by
 from influence_batch.detection.depths import depth_columns
 from influence_batch.detection.noise_matrix import Channel, NoiseModel
 from influence_batch.detection.outliers import OutlierModel, fit_outliers, score_outliers
-from influence_batch.detection.planting import Power, plant_labels, plant_targets, power_at
+from influence_batch.detection.planting import Power, least_doubt, plant_labels, plant_targets, power_at
+from influence_batch.detection.reviewed import Verdicts, calibrated_by
 from influence_batch.detection.suspects import (
     Reading,
     error_flows,
@@ -31,6 +31,7 @@ __all__ = [
     "error_flows",
     "fit_outliers",
     "keep_for_refit",
+    "least_doubt",
     "plant_labels",
     "plant_targets",
     "power_at",

@@ -111,6 +111,8 @@ class Channel:
         entries = min(self.k * (self.k - 1) - 1.0, self.n * self.error_share(best))
         if best.log_likelihood - even.log_likelihood < entries / self.n:
             best = even
+            if best.log_likelihood - plain.log_likelihood <= price:
+                return None
         return best if self.error_share(best) <= self.most_errors else None
 
     @property

@@ -14,14 +14,18 @@ from typing import Any
 
 import numpy as np
 from scipy import stats
+from scipy.special import expit, logit
 
 from influence_batch.detection.noise_matrix import log_joint, log_sum_exp
+from influence_batch.detection.outliers import score_outliers
 from influence_batch.detection.suspects import Reading
 from influence_batch.execution.parts import blocks, take
 
 # Rows that get a wrong label in thought: power is known to 3% or better.
 _MOST_PLANTED = 1000
 _CONFIDENCE = 0.95
+# Standardized residuals beyond this are outliers under any mixture.
+_FAR = 1e3
 
 
 @dataclass(frozen=True)
@@ -90,9 +94,29 @@ def plant_targets(
     if rows.size == 0:
         return {}
     other = targets[random.integers(0, len(targets), rows.size)]
+    rows, other = rows[other != targets[rows]], other[other != targets[rows]]
     # r = (1 - h) s whatever the target is, and s is the distance of the left-out prediction from it.
     remaining = np.sqrt(np.abs(residual[rows] / corrected[rows]))
     return {"random": np.abs(loo_predictions[rows] - other) * remaining / reading.outliers.scale}
+
+
+def least_doubt(reading: Reading, p: float) -> float:
+    """The doubt at which p_mislabeled reaches p: infinite for 1 and more, minus infinite for 0."""
+    if p <= 0.0 or p >= 1.0:
+        return float(np.inf if p >= 1.0 else -np.inf)
+    intercept, slope = reading.line
+    log_odds = float((logit(p) - intercept) / slope)
+    if reading.outliers is None:
+        return log_odds
+    low, high = 0.0, _FAR
+    for _ in range(4):  # grids within grids
+        size = np.linspace(low, high, 10_000)
+        posterior = score_outliers(size * reading.outliers.scale, reading.outliers)
+        reached = np.flatnonzero(posterior >= expit(log_odds))
+        if reached.size == 0:
+            return float(np.inf)
+        low, high = float(size[max(reached[0] - 1, 0)]), float(size[reached[0]])
+    return high
 
 
 def power_at(planted: Mapping[str, np.ndarray], least_doubt: float) -> dict[str, Power]:

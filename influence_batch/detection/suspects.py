@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from influence_batch.detection.channels import Basis, choose_channel
+from influence_batch.detection.channels import Basis, Chosen, choose_channel
 from influence_batch.detection.noise_matrix import (
     NOISE_FLOOR,
     NoiseModel,
@@ -24,6 +24,7 @@ from influence_batch.detection.outliers import (
 )
 from influence_batch.detection.trusted import TrustedError
 from influence_batch.execution.parts import InMemoryStore, Table, blocks, narrow_blocks, take
+from influence_batch.threads import in_threads
 
 # A noise matrix is fitted to this many class scores, and to no fewer rows than this, if there are as many;
 # never to more scores than that.
@@ -35,6 +36,7 @@ _SIGMAS, _SHAPE = 1.96, 0.05
 _MOST_LEFT_OUT = 0.5
 # Residuals this small next to the targets are what is left of an exact fit, and no evidence.
 _ROUNDING = 1e-9
+_PIECES = 8
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,7 @@ class Reading:
             label, None for regression.
         outliers: the fitted mixture, None for classes.
         planted: doubt (m,) of errors that were planted in thought, by kind; see `planting`.
+        line: intercept and slope that verdicts gave the log-odds of p_mislabeled.
     """
 
     p_mislabeled: Any
@@ -75,6 +78,7 @@ class Reading:
     flows: np.ndarray | None = None
     outliers: OutlierModel | None = None
     planted: Mapping[str, np.ndarray] = field(default_factory=dict)
+    line: tuple[float, float] = (0.0, 1.0)
 
 
 def read_classes(
@@ -100,13 +104,13 @@ def read_classes(
     parts = reading_parts(n, k)
     table = table or InMemoryStore().table("reading", [(part.start, part.stop) for part in parts])
     for number in table.missing:
-        part = parts[number]
-        read = _read_some(scores[part], given[part], chosen.point, rate, alone)
-        # An end is often the point itself.
-        for name, model in (("low", chosen.low), ("high", chosen.high)):
-            same = model is chosen.point
-            read[name] = read["p_mislabeled"] if same else p_mislabeled(scores[part], given[part], model)
-        table.write(number, read)
+        some, labels = scores[parts[number]], given[parts[number]]
+
+        def piece(rows: slice, some: np.ndarray = some, labels: np.ndarray = labels) -> dict[str, np.ndarray]:
+            return _read_some(some[rows], labels[rows], chosen, rate, alone)
+
+        read = in_threads(piece, _pieces(len(labels)))
+        table.write(number, {name: np.concatenate([each[name] for each in read]) for name in read[0]})
     columns: dict[str, Any] = table.columns()
     point, low, high = (
         sum(float(columns[name][part].sum()) for part in blocks(n))
@@ -155,17 +159,30 @@ def fit_sample(n: int, k: int) -> np.ndarray:
     return np.arange(n) if rows == n else np.sort(np.random.default_rng(0).choice(n, rows, replace=False))
 
 
+def _pieces(n: int) -> list[slice]:
+    """Rows that one thread works on at a time: a few pieces of what is read at a time."""
+    return blocks(n, max(-(-n // _PIECES), 1))
+
+
 def _read_some(
-    scores: np.ndarray, given: np.ndarray, model: NoiseModel, rate: float, alone: np.ndarray
+    scores: np.ndarray, given: np.ndarray, chosen: Chosen, rate: float, alone: np.ndarray
 ) -> dict[str, np.ndarray]:
     at = np.arange(len(given))
-    wrong, right, log_p = log_joint(scores, given, model)
+    wrong, right, log_p = log_joint(scores, given, chosen.point)
     log_wrong = log_sum_exp(wrong)
     total = np.logaddexp(log_wrong, right)
     suggested = wrong.argmax(axis=1)
     single = alone[given]
+    p_wrong = np.where(single, rate, np.exp(log_wrong - total))
+    # An end is often the point itself.
+    ends = [
+        p_wrong if model is chosen.point else p_mislabeled(scores, given, model)
+        for model in (chosen.low, chosen.high)
+    ]
     return {
-        "p_mislabeled": np.where(single, rate, np.exp(log_wrong - total)),
+        "p_mislabeled": p_wrong,
+        "low": ends[0],
+        "high": ends[1],
         "doubt": np.where(single, np.log(rate) - np.log1p(-rate), log_wrong - right),
         "suggested": suggested,
         "suggested_probability": np.exp(wrong[at, suggested] - total),
@@ -208,7 +225,8 @@ def read_numbers(
 
 def keep_for_refit(reading: Reading, given: np.ndarray, regression: bool) -> np.ndarray:
     """Example weights (n,) of a refit: 0 for suspects, at most half of each given label, else 1."""
-    weights = np.ones(len(given))
+    # They travel to the workers at every pass: half the bytes hold zeros and ones as well.
+    weights = np.ones(len(given), dtype=np.float32)
     doubtful = np.flatnonzero(np.asarray(reading.p_mislabeled) > 0.5)
     doubt = np.asarray(reading.doubt)[doubtful]
     members = [len(given)] if regression else np.bincount(given)
@@ -268,9 +286,18 @@ def error_flows(scores: Any, given: np.ndarray, reading: Reading) -> np.ndarray:
     """
     assert reading.noise is not None
     n, k = len(given), scores[0:1].shape[1]
-    flows = np.zeros((k, k))
+    noise, flows = reading.noise, np.zeros((k, k))
     for part in reading_parts(n, k):
-        wrong, _, _ = log_joint(scores[part], given[part], reading.noise)
-        share = np.exp(wrong - log_sum_exp(wrong)[:, None])
-        np.add.at(flows.T, given[part], share * reading.p_mislabeled[part][:, None])
+        some, labels, p_wrong = scores[part], given[part], reading.p_mislabeled[part]
+
+        def piece(
+            rows: slice, some: np.ndarray = some, labels: np.ndarray = labels, p_wrong: np.ndarray = p_wrong
+        ) -> np.ndarray:
+            wrong, _, _ = log_joint(some[rows], labels[rows], noise)
+            share = np.exp(wrong - log_sum_exp(wrong)[:, None])
+            given_by_true = np.zeros((k, k))
+            np.add.at(given_by_true, labels[rows], share * p_wrong[rows, None])
+            return given_by_true.T
+
+        flows += sum(in_threads(piece, _pieces(len(labels))))
     return flows

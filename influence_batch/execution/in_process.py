@@ -1,4 +1,4 @@
-"""The executor of one process: shards one after the other, numpy's own threads inside each."""
+"""The executor of one process: shards one after the other, threads of products inside each."""
 
 from __future__ import annotations
 

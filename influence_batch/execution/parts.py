@@ -165,7 +165,10 @@ class _TableOnDisk:
     def write(self, part: int, columns: Mapping[str, Values]) -> None:
         start, stop = self._bounds[part]
         assert all(len(values) == stop - start for values in columns.values())
-        whole_or_nothing(_part_path(self._folder, part), lambda temporary: write_columns(temporary, columns))
+        path = _part_path(self._folder, part)
+        # The names come to the disk with the last part: which of them are lost with the power is all one.
+        last = len(self._written) + 1 == len(self._bounds)
+        whole_or_nothing(path, lambda temporary: write_columns(temporary, columns), flush=last)
         self._written.add(part)
 
     def columns(self) -> dict[str, Any]:
@@ -242,14 +245,19 @@ def blocks(n: int, most: int = _STRIDE) -> list[slice]:
     return [slice(start, min(start + most, n)) for start in range(0, n, most)]
 
 
-def whole_or_nothing(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` make a file beside `path` and give it that name once it is on the disk."""
+def whole_or_nothing(path: Path, write: Callable[[Path], None], flush: bool = True) -> None:
+    """Let `write` make a file beside `path` and give it that name once it is on the disk.
+
+    Args:
+        flush: whether the name is to be on the disk too when this returns.
+    """
     temporary = path.with_name(f".{path.name}.tmp")
     write(temporary)
     with temporary.open("rb") as stream:
         os.fsync(stream.fileno())
     os.replace(temporary, path)
-    flush_folder(path.parent)
+    if flush:
+        flush_folder(path.parent)
 
 
 def narrow_blocks(n: int, width: int) -> list[slice]:

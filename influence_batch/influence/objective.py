@@ -25,6 +25,8 @@ from influence_batch.threads import in_threads
 _WORKING_BYTES = 16 * 1024**2
 # Bytes of features of a pass that reads them more than once: they stay in a core's cache.
 _CACHED_BYTES = 1024**2
+# A pass with at most so many vectors is worked on in threads, a group of chunks each.
+_FEW_VECTORS, _GROUPS = 4, 8
 
 
 class Point(NamedTuple):
@@ -75,7 +77,7 @@ class Objective:
     def n(self) -> float:
         if self.example_weights is None:
             return float(self.dataset.n_rows)
-        return float(self.example_weights.sum())
+        return float(self.example_weights.sum(dtype=np.float64))
 
     @property
     def rows(self) -> Mapping[str, np.ndarray]:
@@ -325,19 +327,26 @@ def _product(
     vectors: np.ndarray,
     example_weights: np.ndarray | None,
 ) -> np.ndarray:
-    def some(part: slice) -> np.ndarray:
-        return linear.hessian_vector_product_sum(
-            loss,
-            weights,
-            features[part],
-            targets[part],
-            vectors,
-            None if example_weights is None else example_weights[part],
-        )
-
     size = 32.0 * loss.outputs * vectors.shape[1]
     size = max(size, _WORKING_BYTES / _CACHED_BYTES * 8.0 * features.shape[1])
-    return np.asarray(reduce(add, in_threads(some, row_chunks(len(features), size)), np.zeros_like(vectors)))
+    chunks = list(row_chunks(len(features), size))
+    # Products with many vectors are large enough for BLAS's own threads, and their sums for memory.
+    groups = min(_GROUPS, len(chunks)) if vectors.shape[1] <= _FEW_VECTORS else 1
+
+    def some(group: int) -> np.ndarray:
+        total = np.zeros_like(vectors)
+        for part in chunks[group::groups]:
+            total += linear.hessian_vector_product_sum(
+                loss,
+                weights,
+                features[part],
+                targets[part],
+                vectors,
+                None if example_weights is None else example_weights[part],
+            )
+        return total
+
+    return np.asarray(reduce(add, in_threads(some, range(groups)), np.zeros_like(vectors)))
 
 
 def _shard_product(shard: Shard, state: tuple[Loss, np.ndarray, np.ndarray], rows: Rows) -> np.ndarray:

@@ -136,19 +136,17 @@ def hessian_sum(
     last = k - 1
     pairs = [(a, b) for a in range(last) for b in range(a, last)]
     entry = curvature_entries(loss, logits(weights, features), targets)
-    pair_weights = [w * entry(a, b) for a, b in pairs]
-    grams = np.zeros((len(pairs), d, d))
+    blocks = np.zeros((k, d, k, d))
+    groups = min(_GROUPS, len(pairs))
 
     def add(group: int) -> None:
         # Rows first: those of a chunk stay in the cache for all pairs of the group.
         for part in _product_chunks(n, d):
-            for pair in range(group, len(pairs), _GROUPS):
-                _add_gram(grams[pair], features[part], pair_weights[pair][part])
+            for a, b in pairs[group::groups]:
+                _add_gram(blocks[a, :, b, :], features[part], w[part] * entry(a, b, part))
 
-    in_threads(add, range(_GROUPS))
-    blocks = np.empty((k, d, k, d))
-    for (a, b), gram in zip(pairs, grams, strict=True):
-        blocks[a, :, b, :] = gram
+    in_threads(add, range(groups))
+    for a, b in pairs:
         blocks[b, :, a, :] = blocks[a, :, b, :]
     # The columns of C sum to 0, so the last block of a row is what the others lack.
     for a in range(k):

@@ -203,13 +203,13 @@ class SmoothHinge:
 
 def curvature_entries(
     loss: Loss, logits: np.ndarray, targets: np.ndarray
-) -> Callable[[int, int], np.ndarray]:
-    """(a, b) -> C[:, a, b] (n,), without all of C (n, k, k) where that can be done."""
+) -> Callable[[int, int, slice], np.ndarray]:
+    """(a, b, rows) -> C[rows, a, b], without all of C (n, k, k) where that can be done."""
     if isinstance(loss, Softmax):
         p = np.ascontiguousarray(softmax(logits).T)
-        return lambda a, b: p[a] * (1.0 - p[a]) if a == b else -p[a] * p[b]
+        return lambda a, b, rows: p[a, rows] * (1.0 - p[a, rows] if a == b else -p[b, rows])
     curvature = loss.curvature(logits, targets)
-    return lambda a, b: curvature[:, a, b]
+    return lambda a, b, rows: curvature[rows, a, b]
 
 
 def make_loss(kind: str, n_classes: int | None, temperature: float = 0.1) -> Loss:

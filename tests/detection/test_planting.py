@@ -13,6 +13,7 @@ import influence_batch
 from influence_batch.detection import (
     Reading,
     depth_columns,
+    least_doubt,
     plant_labels,
     plant_targets,
     read_classes,
@@ -88,12 +89,37 @@ def test_targets_are_planted_as_ridge_regression_has_them() -> None:
     drawn = np.random.default_rng([4, 11])
     drawn.choice(right, len(right), replace=False)
     other = y[drawn.integers(0, n, len(right))]
+    right, other = right[other != y[right]], other[other != y[right]]
     for place in range(0, len(right), 7):
         changed = y.copy()
         changed[right[place]] = other[place]
         residual, corrected, _ = (values[right[place]] for values in read(changed))
         expected = np.sqrt(np.abs(residual * corrected)) / reading.outliers.scale
         assert doubts[place] == pytest.approx(expected, rel=1e-9)
+
+
+def test_targets_that_are_equal_are_no_errors() -> None:
+    """Of two values half the draws are the row's own."""
+    random = np.random.default_rng(5)
+    y = random.integers(0, 2, 200).astype(float)
+    corrected = 0.1 * random.standard_normal(200)
+    reading = read_numbers(0.9 * corrected, corrected, y + corrected, y)
+    doubts = plant_targets(0.9 * corrected, corrected, y + corrected, y, reading, seed=0)["random"]
+    assert 60 < len(doubts) < 140
+    assert doubts.min() > 5.0
+
+
+def test_the_least_doubt_is_where_p_reaches_it() -> None:
+    scores, given = _scores(600)
+    reading = read_classes(scores, given)
+    for p in (0.1, 0.5, 0.9):
+        np.testing.assert_array_equal(reading.doubt >= least_doubt(reading, p), reading.p_mislabeled >= p)
+    random = np.random.default_rng(5)
+    t = np.concatenate([random.standard_normal(500), random.uniform(4, 30, 30)])
+    numbers = read_numbers(t, t, np.zeros(530), np.zeros(530))
+    for p in (0.2, 0.5, 0.9):
+        np.testing.assert_array_equal(numbers.doubt >= least_doubt(numbers, p), numbers.p_mislabeled >= p)
+    assert least_doubt(reading, 1.0) == np.inf
 
 
 def test_depths_count_down_the_list() -> None:

@@ -245,6 +245,10 @@ FROM_FOOTERS = {
         "model.task: found regression with model.kind softmax; accepted: model.kind: squared",
         config={"model": {"task": "regression"}},
     ),
+    "a gate that nothing can pass": Case(
+        "DIR/nightly.yaml: gates.self_check needs a self_check, such as 20, and no model.weights",
+        config={"gates": {"self_check": 0.9}},
+    ),
     "an unknown key": Case(
         "DIR/nightly.yaml: shard_row: unknown key; did you mean `shard_rows`? known keys: name, train, "
         "test, model, solver, influence, detection, group_by, self_check, gates, cluster, "

@@ -19,7 +19,7 @@ from influence_batch.detection.suspects import Reading, interval
 from influence_batch.execution.parts import Mapped, blocks, take
 
 # With fewer verdicts, or fewer of either kind, the channel knows more than they do.
-_LEAST, _LEAST_OF_A_KIND = 20, 3
+LEAST, LEAST_OF_A_KIND = 20, 3
 _PRIOR_MEAN, _PRIOR_DEVIATION = np.array([0.0, 1.0]), np.array([2.0, 0.5])
 _LEAST_SLOPE = 0.05
 _MOST_DOUBT = 50.0
@@ -42,7 +42,7 @@ class Verdicts:
     def enough(self) -> bool:
         """Whether there are enough of them, and of both kinds, to calibrate by."""
         wrong = int(np.count_nonzero(self.wrong))
-        return len(self.rows) >= _LEAST and min(wrong, len(self.rows) - wrong) >= _LEAST_OF_A_KIND
+        return len(self.rows) >= LEAST and min(wrong, len(self.rows) - wrong) >= LEAST_OF_A_KIND
 
 
 @dataclass(frozen=True)
@@ -108,6 +108,7 @@ def calibrated_by(reading: Reading, verdicts: Verdicts) -> Reading:
         low=low,
         high=min(high, float(n)),
         basis="verdicts",
+        line=(float(line.line[0]), float(line.line[1])),
         evidence=f"{wrong} labels that reviewers found wrong, {len(verdicts.rows) - wrong} that they found "
         f"right: log-odds of the {reading.basis} are taken times {line.line[1]:.2f}, {line.line[0]:+.2f}",
     )

@@ -46,7 +46,7 @@ class Rates:
     pair: float
 
 
-def calibrate(config: AuditConfig, plan: Plan, train: Dataset) -> Rates:
+def measure(config: AuditConfig, plan: Plan, train: Dataset) -> Rates:
     """Measure for about a second."""
     dataset = replace(train.having(classes=plan.classes), refs=train.refs[:1])
     rows = dataset.n_rows

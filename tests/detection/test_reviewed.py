@@ -7,7 +7,7 @@ import pytest
 from scipy.special import expit
 
 from influence_batch.detection import Reading, Verdicts, calibrated_by
-from influence_batch.detection.calibrate import calibrate
+from influence_batch.detection.reviewed import calibrate
 
 
 def _reading(doubt: np.ndarray) -> Reading:
