@@ -16,6 +16,8 @@ from pydantic import (
     Field,
     SerializerFunctionWrapHandler,
     ValidationError,
+    ValidationInfo,
+    field_validator,
     model_serializer,
     model_validator,
 )
@@ -387,13 +389,17 @@ class AuditConfig(_Section):
     seed: _Int = Field(0, ge=0, description="a whole number, 0 or more")
     reports: str = Field("reports", description="path of a local folder, for the reports")
 
-    @model_validator(mode="after")
-    def _self_check_for_its_gate(self) -> Self:
-        if self.gates.self_check is not None and (self.self_check == 0 or self.model.weights is not None):
+    @field_validator("gates")
+    @classmethod
+    def _self_check_for_its_gate(cls, gates: GatesConfig, info: ValidationInfo) -> GatesConfig:
+        model = info.data.get("model")
+        checks = info.data.get("self_check", 1) > 0 and not (model is not None and model.weights)
+        if gates.self_check is not None and not checks:
             raise PydanticCustomError(
-                "gate_without_check", "gates.self_check needs a self_check, such as 20, and no model.weights"
+                "gate_without_check",
+                "self_check among them only with a self_check, such as 20, and without model.weights",
             )
-        return self
+        return gates
 
 
 def load_config(

@@ -246,7 +246,8 @@ FROM_FOOTERS = {
         config={"model": {"task": "regression"}},
     ),
     "a gate that nothing can pass": Case(
-        "DIR/nightly.yaml: gates.self_check needs a self_check, such as 20, and no model.weights",
+        "DIR/nightly.yaml: gates: found {'self_check': 0.9}; accepted: self_check among them only with a "
+        "self_check, such as 20, and without model.weights",
         config={"gates": {"self_check": 0.9}},
     ),
     "an unknown key": Case(
