@@ -88,7 +88,8 @@ def audit(
         reports: folder of the reports in the place of the config's.
         progress: called with stage, amount done and total amount.
         verdicts: what reviewers said of labels, a column `id` of train's ids and a column `verdict`:
-            `mislabeled`, `correct` or `ambiguous`. Enough of them calibrate p_mislabeled.
+            `mislabeled`, `correct` or `ambiguous`; and `given_label`, where it is known, so that what was
+            said of a label that was corrected since is left out. Enough of them calibrate p_mislabeled.
 
     Raises:
         InputError: config or data cannot be audited as they are.
@@ -395,14 +396,14 @@ def _completed(data: Data, reading: Reading, influence: TrainInfluence, given: n
     Args:
         influence: what it is a reading of.
     """
-    enough = data.located is not None and data.located.verdicts.enough
-    if enough and data.located is not None:
-        reading = calibrated_by(reading, data.located.verdicts)
+    verdicts = None if data.located is None else data.located.verdicts
+    if verdicts is not None and verdicts.enough:
+        reading = calibrated_by(reading, verdicts)
     seed = data.prepared.config.seed
     if data.prepared.regression:
         return replace(reading, planted=plant_targets(*_residuals(influence), given, reading, seed))
     scores = _scores(data, influence)
-    if enough:
+    if reading.basis == "verdicts":
         reading = replace(reading, flows=error_flows(scores, given, reading))
     return replace(reading, planted=plant_labels(scores, given, reading, seed))
 

@@ -91,10 +91,10 @@ def plant_targets(
     random = np.random.default_rng([seed, 11])
     assert reading.outliers is not None
     rows = _likely_right(reading, random, np.flatnonzero(np.abs(corrected) > 0))
-    if rows.size == 0:
-        return {}
     other = targets[random.integers(0, len(targets), rows.size)]
     rows, other = rows[other != targets[rows]], other[other != targets[rows]]
+    if rows.size == 0:
+        return {}
     # r = (1 - h) s whatever the target is, and s is the distance of the left-out prediction from it.
     remaining = np.sqrt(np.abs(residual[rows] / corrected[rows]))
     return {"random": np.abs(loo_predictions[rows] - other) * remaining / reading.outliers.scale}

@@ -23,7 +23,7 @@ from influence_batch.detection.outliers import (
     tail_probability,
 )
 from influence_batch.detection.trusted import TrustedError
-from influence_batch.execution.parts import InMemoryStore, Table, blocks, narrow_blocks, take
+from influence_batch.execution.parts import InMemoryStore, Table, blocks, join_columns, narrow_blocks, take
 from influence_batch.threads import in_threads
 
 # A noise matrix is fitted to this many class scores, and to no fewer rows than this, if there are as many;
@@ -109,8 +109,7 @@ def read_classes(
         def piece(rows: slice, some: np.ndarray = some, labels: np.ndarray = labels) -> dict[str, np.ndarray]:
             return _read_some(some[rows], labels[rows], chosen, rate, alone)
 
-        read = in_threads(piece, _pieces(len(labels)))
-        table.write(number, {name: np.concatenate([each[name] for each in read]) for name in read[0]})
+        table.write(number, join_columns(in_threads(piece, _pieces(len(labels)))))
     columns: dict[str, Any] = table.columns()
     point, low, high = (
         sum(float(columns[name][part].sum()) for part in blocks(n))

@@ -105,8 +105,7 @@ class _InMemoryTable:
         self._parts[part] = columns
 
     def columns(self) -> dict[str, Any]:
-        parts = [self._parts[part] for part in range(self._n_parts)]
-        return {name: _joined([part[name] for part in parts]) for name in parts[0]}
+        return join_columns([self._parts[part] for part in range(self._n_parts)])
 
 
 class StoreOnDisk:
@@ -326,6 +325,11 @@ def _from_arrow(column: pa.Array, field: pa.Field) -> Values:
         return values
     flat: np.ndarray = column.flatten().to_numpy(zero_copy_only=False)
     return flat.reshape(len(column), column.type.list_size)
+
+
+def join_columns(parts: Sequence[Mapping[str, Values]]) -> dict[str, Any]:
+    """Columns of neighbouring rows, one after the other."""
+    return {name: _joined([part[name] for part in parts]) for name in parts[0]}
 
 
 def _joined(parts: Sequence[Any]) -> Any:

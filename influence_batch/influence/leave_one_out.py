@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from influence_batch.dataset.shards import Shard
 from influence_batch.errors import RunError
-from influence_batch.execution.parts import InMemoryStore, Store
+from influence_batch.execution.parts import InMemoryStore, Store, join_columns
 from influence_batch.execution.reduction import Rows
 from influence_batch.influence.objective import Objective, row_chunks
 from influence_batch.models import linear
@@ -124,12 +124,7 @@ def _shard_influence(shard: Shard, state: tuple[Loss, np.ndarray, np.ndarray, fl
 
         per_row = 32.0 * k if loss.separable else 64.0 * k * k
         parts += in_threads(made, row_chunks(len(features), max(per_row, _WORTH_A_THREAD)))
-    return _joined(parts)
-
-
-def _joined(parts: Iterable[Part]) -> Part:
-    collected = list(parts)
-    return {name: np.concatenate([part[name] for part in collected]) for name in collected[0]}
+    return join_columns(parts)
 
 
 def _by_examples(
@@ -147,18 +142,20 @@ def _by_examples(
         [(_, shard)] = objective.executor.map(objective.dataset, _whole_shard, shards=[index])
         yield (
             index,
-            _joined(
-                _by_solving(
-                    objective,
-                    weights,
-                    inverse,
-                    Shard(
-                        shard.start + start,
-                        shard.features[start : start + step],
-                        shard.targets[start : start + step],
-                    ),
-                )
-                for start in range(0, len(shard.features), step)
+            join_columns(
+                [
+                    _by_solving(
+                        objective,
+                        weights,
+                        inverse,
+                        Shard(
+                            shard.start + start,
+                            shard.features[start : start + step],
+                            shard.targets[start : start + step],
+                        ),
+                    )
+                    for start in range(0, len(shard.features), step)
+                ]
             ),
         )
 

@@ -206,7 +206,8 @@ def curvature_entries(
 ) -> Callable[[int, int, slice], np.ndarray]:
     """(a, b, rows) -> C[rows, a, b], without all of C (n, k, k) where that can be done."""
     if isinstance(loss, Softmax):
-        p = np.ascontiguousarray(softmax(logits).T)
+        p, _, total = _exponentials(logits)
+        p /= total
         return lambda a, b, rows: p[a, rows] * (1.0 - p[a, rows] if a == b else -p[b, rows])
     curvature = loss.curvature(logits, targets)
     return lambda a, b, rows: curvature[rows, a, b]

@@ -109,6 +109,13 @@ def test_targets_that_are_equal_are_no_errors() -> None:
     assert doubts.min() > 5.0
 
 
+def test_targets_without_another_value_have_no_errors() -> None:
+    y, corrected = np.ones(30), 0.1 * np.random.default_rng(6).standard_normal(30)
+    reading = read_numbers(corrected, corrected, y + corrected, y)
+    assert plant_targets(corrected, corrected, y + corrected, y, reading, seed=0) == {}
+    assert power_at({}, 1.0) == {}
+
+
 def test_the_least_doubt_is_where_p_reaches_it() -> None:
     scores, given = _scores(600)
     reading = read_classes(scores, given)
