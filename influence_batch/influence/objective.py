@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, reduce
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ import numpy as np
 from scipy.linalg import LinAlgError, cho_factor, cho_solve, eigh
 
 from influence_batch.dataset.shards import Dataset, Shard
-from influence_batch.execution import Executor
+from influence_batch.execution import Executor, InProcessExecutor, gather_rows
 from influence_batch.execution.reduction import Rows, add, sum_over_shards
 from influence_batch.models import linear
 from influence_batch.models.losses import Loss
@@ -34,6 +35,31 @@ class Point(NamedTuple):
 
     value: float
     gradient: np.ndarray
+
+
+@dataclass(frozen=True)
+class OneShard:
+    """A source of one shard that is in memory, as far as reductions ask."""
+
+    shard: Shard
+    token: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+    @property
+    def n_rows(self) -> int:
+        return len(self.shard.features)
+
+    @property
+    def n_shards(self) -> int:
+        return 1
+
+    def bounds(self, index: int) -> tuple[int, int]:
+        return 0, self.n_rows
+
+    def load(self, index: int) -> Shard:
+        return self.shard
+
+    def open(self, kept: Shard) -> Shard:
+        return kept
 
 
 @dataclass(frozen=True)
@@ -98,6 +124,18 @@ class Objective:
     def with_near_inverse(self, near_inverse: Callable[[np.ndarray], np.ndarray]) -> Objective:
         """This objective with the inverse of a near Hessian as its preconditioner."""
         return self._with(near_inverse=near_inverse)
+
+    def sampled(self, rows: np.ndarray) -> Objective:
+        """J over some of the rows (s,), sorted numbers, in this process's memory."""
+        shard = Shard(0, *gather_rows(self.executor, self.dataset, rows))
+        weights = None if self.example_weights is None else self.example_weights[rows]
+        return replace(
+            self,
+            dataset=OneShard(shard),  # type: ignore[arg-type]
+            executor=InProcessExecutor(0),
+            example_weights=weights,
+            near_inverse=None,
+        )
 
     def _with(self, **changes: Any) -> Objective:
         """Changed in what X'X / n does not depend on, so that it is not computed again."""
