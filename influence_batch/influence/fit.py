@@ -129,8 +129,9 @@ def fit(
 def sample_rows(n: int, d: int, preconditioner_bytes: float) -> int:
     """How many of n rows of d features a fit begins with, 0 where all are few."""
     most = int(min(_MOST_SAMPLED, preconditioner_bytes / 4.0) / (8.0 * d))
-    count = min(max(n // _SAMPLED, _LEAST_SAMPLE, _SAMPLED * d), most)
-    return 0 if 2 * count > n else count
+    wanted = max(n // _SAMPLED, _LEAST_SAMPLE, _SAMPLED * d)
+    count = min(wanted, most)
+    return 0 if 2 * wanted > n or count < 2 * d else count
 
 
 def _sample(objective: Objective) -> Objective | None:
