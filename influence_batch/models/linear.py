@@ -71,7 +71,9 @@ def hessian_vector_product_sum(
     n, d = features.shape
     p, m = vectors.shape
     k = loss.outputs
-    moved = loss.curvature_product(logits(weights, features), targets, project(vectors, features))
+    # Logits and their change along the vectors are one product, which reads the features once.
+    both = features @ np.concatenate([weights.T, by_feature(vectors, d)], axis=1)
+    moved = loss.curvature_product(both[:, :k], targets, both[:, k:].reshape(n, k, m))
     if example_weights is not None:
         moved = moved * example_weights[:, None, None]
     back = features.T @ moved.reshape(n, k * m)

@@ -97,9 +97,11 @@ class Softmax:
         return curvature
 
     def curvature_product(self, logits: np.ndarray, targets: np.ndarray, vectors: np.ndarray) -> np.ndarray:
-        p = softmax(logits)[:, :, None]
-        weighted = p * vectors
-        return weighted - p * weighted.sum(axis=1, keepdims=True)
+        p = softmax(logits)
+        # einsum makes no second (n, k, m) array, and is several times as fast as a sum over a middle axis.
+        moved: np.ndarray = vectors - np.einsum("ik,ikm->im", p, vectors)[:, None, :]
+        moved *= p[:, :, None]
+        return moved
 
     def class_scores(self, logits: np.ndarray) -> np.ndarray:
         return logits
