@@ -40,6 +40,7 @@ from influence_batch.execution.parts import Mapped, Store, blocks, take
 from influence_batch.groups import compare_groups
 from influence_batch.influence import (
     TrainInfluence,
+    approximation_error,
     cross_influence,
     mean_influence,
     train_influence,
@@ -132,6 +133,7 @@ def run(
             explained = wrap("influence", explain)(data, model, progress)
         with clock("cross_influence"):
             crossed = wrap("cross influence", cross)(data, model, explained, writer, progress)
+            explained = check_approximation(data, model, explained)
         with clock("detection"):
             reading = wrap("detection", detect)(data, model, explained, progress)
             listing = rank(data, reading)
@@ -216,7 +218,18 @@ def explain(data: Data, model: Model, progress: Progress = quiet) -> Explained:
         data.store,
         "influence",
     )
-    return Explained(inverse, data.plan.choice.kind == "direct", model.objective.p, result)
+    kind = data.plan.choice.kind
+    factored = kind == "direct" or (kind == "ekfac" and data.plan.inverse_bytes > 0)
+    return Explained(inverse, factored, model.objective.p, result)
+
+
+def check_approximation(data: Data, model: Model, explained: Explained) -> Explained:
+    """With the error of leverages that are approximations; a run that is taken up measures it again."""
+    if data.plan.choice.kind != "ekfac":
+        return explained
+    weights, seed = model.fit.weights, data.prepared.config.seed
+    error = approximation_error(model.objective, weights, explained.inverse, explained.train, seed)
+    return replace(explained, error=error)
 
 
 def cross(

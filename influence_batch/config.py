@@ -220,8 +220,14 @@ class LissaSolver(_SolverSection):
     )
 
 
+class EkfacSolver(_SolverSection):
+    kind: Literal["ekfac"] = "ekfac"
+    rtol: _Rtol = 1e-3
+    max_iterations: _Int = Field(1000, ge=1, description="a whole number of iterations, 1 or more")
+
+
 SolverConfig = Annotated[
-    AutoSolver | DirectSolver | CgSolver | LissaSolver,
+    AutoSolver | DirectSolver | CgSolver | LissaSolver | EkfacSolver,
     Field(discriminator="kind"),
     BeforeValidator(_with_kind),
 ]

@@ -13,7 +13,7 @@ from influence_batch.detection import Reading, neighbors, typicality
 from influence_batch.execution.gather import gather_rows
 from influence_batch.execution.parts import blocks, take
 from influence_batch.influence import influence_of_some
-from influence_batch.influence.objective import row_chunks
+from influence_batch.influence.chunks import row_chunks
 from influence_batch.report.wording import Facts, reason
 from influence_batch.stages import Crossed, Data, Evidence, Explained, Listing, Model
 

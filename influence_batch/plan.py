@@ -356,10 +356,12 @@ def _stages(
     fit_flops = _FIT_PASSES * one_pass
     leverages = 1.2 * n * d**2 * pairs + (30.0 * n * k**3 if not sizes.loss.separable else 0.0)
     solves = (choice.direct_flops if choice.kind == "direct" else choice.cg_flops) + leverages
+    influence_passes = 2.0 if choice.kind == "direct" or inverse else float(n * k)
+    if choice.kind == "ekfac":
+        solves, influence_passes = 8.0 * n * d**2 + 30.0 * n * k**3 + m * one_pass, 4.0
     row_memory = fixed - block * column
     yield Stage("read", 0.0, 1, row_memory)
     yield Stage("fit", fit_flops, _FIT_PASSES, row_memory)
-    influence_passes = 2.0 if choice.kind == "direct" or inverse else float(n * k)
     yield Stage("influence", solves, influence_passes, row_memory + dense)
     # Beside the product, what is done with each of its n k m numbers.
     cross = 2.0 * n * sizes.p * m + 60.0 * n * k * m

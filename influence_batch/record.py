@@ -9,6 +9,7 @@ import re
 import resource
 import sys
 from collections.abc import Mapping
+from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -89,6 +90,7 @@ def run_record(
             "unconverged_test_points": int(np.count_nonzero(~points["converged"])),
             "mean_influence_converged": bool(crossed.mean_solve.converged[0]),
             "detail": crossed.mean_solve.detail,
+            "approximation_error": None if explained.error is None else asdict(explained.error),
         },
         "execution": {
             "cluster": config.cluster.kind,
@@ -187,6 +189,12 @@ def _notes(data: Data, model: Model, explained: Explained, crossed: Crossed, n_t
         notes.append(
             f"The weights were given and not checked: their relative gradient norm is "
             f"{model.fit.gradient_norm:.2g}. Influences hold at an optimum, where it is 0."
+        )
+    if explained.error is not None:
+        notes.append(
+            "Self-influence and leave-one-out predictions are approximations (ekfac): on "
+            f"{explained.error.examples} examples self-influence is off by {explained.error.median:.0%} "
+            f"(median), at most {explained.error.largest:.0%}."
         )
     unconverged = int(np.count_nonzero(~crossed.test_points["converged"]))
     if unconverged:

@@ -18,7 +18,7 @@ from influence_batch.dataset.columns import storage_type
 from influence_batch.detection import Reading
 from influence_batch.execution import Executor
 from influence_batch.execution.parts import Store
-from influence_batch.influence import Fit, Objective, TrainInfluence
+from influence_batch.influence import ApproximationError, Fit, Objective, TrainInfluence
 from influence_batch.models import Loss
 from influence_batch.plan import Plan
 from influence_batch.solvers import Deferred, SolveResult
@@ -100,13 +100,15 @@ class Explained:
     """The inverse Hessian of so many parameters, and what it says of each training example.
 
     Attributes:
-        factored: whether a solve is no pass over the data.
+        factored: whether a solve is no pass over the data, and exact.
+        error: of an approximate inverse.
     """
 
     inverse: Deferred
     factored: bool
     parameters: int
     train: TrainInfluence
+    error: ApproximationError | None = None
 
     def as_preconditioner(self, objective: Objective) -> Objective:
         """An objective of nearly all of the same rows, CG on whose Hessian begins from this inverse.

@@ -197,6 +197,8 @@ def make_inverse(
             kept = data.store.remember(f"{name}-hessian", lambda: {"blocks": operator.dense_blocks()})
             return kept["blocks"]
 
-        return make_solver(data.plan.choice.kind, operator, config.solver, config.seed, blocks)
+        kind = data.plan.choice.kind
+        dense = kind != "ekfac" or data.plan.inverse_bytes > 0
+        return make_solver(kind, operator, config.solver, config.seed, blocks if dense else None)
 
     return Deferred(invert)

@@ -388,3 +388,21 @@ def test_exact_regression_accuses_nobody(tmp_path: Path) -> None:
         "reports": tmp_path,
     }
     assert influence_batch.audit(config).suspects.empty
+
+
+def test_ekfac_says_that_it_is_an_approximation(samples: Path, tmp_path: Path) -> None:
+    near, exact = (
+        _audit(
+            samples, "digits", tmp_path, "model.features=standardize", "model.l2=0.05", f"solver.kind={kind}"
+        )
+        for kind in ("ekfac", "direct")
+    )
+    solver = near.run["solver"]
+    assert solver["kind"] == "ekfac"
+    assert solver["approximation_error"]["examples"] == 8
+    assert any("approximations (ekfac)" in note for note in near.run["notes"])
+    assert exact.run["solver"]["approximation_error"] is None
+    assert near.test_points.converged.all()
+    assert (near.test_points.residual <= 1e-3).all()
+    listed = [set(run.suspects.id) for run in (near, exact)]
+    assert len(listed[0] & listed[1]) > 0.8 * len(listed[0] | listed[1])

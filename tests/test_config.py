@@ -305,9 +305,12 @@ class TestUnions:
         ),
         (
             "solver: {kind: cgg}",
-            "solver.kind: found 'cgg' (did you mean cg?); accepted: auto, direct, cg, lissa",
+            "solver.kind: found 'cgg' (did you mean cg?); accepted: auto, direct, cg, lissa, ekfac",
         ),
-        ("solver: [cg]", "solver: found ['cg']; accepted: a mapping with `kind`: auto, direct, cg, lissa"),
+        (
+            "solver: [cg]",
+            "solver: found ['cg']; accepted: a mapping with `kind`: auto, direct, cg, lissa, ekfac",
+        ),
         (
             "solver: {kind: cg, depth: 3}",
             "solver.depth: unknown key; known keys: rtol, on_unconverged, kind, max_iterations",

@@ -29,6 +29,7 @@ SOLVERS: dict[str, Any] = {
     # At the tolerance of a solve one iteration more or less, for rounding, would show.
     "cg": {"kind": "cg", "rtol": 1e-12},
     # Of 1,050 examples a term draws 400: what is drawn must not depend on where the examples are.
+    "ekfac": "ekfac",
     "lissa": {"kind": "lissa", "rtol": 1e-3, "batch_size": 400, "depth": 10},
 }
 # Where audits run, and with which shards.

@@ -105,7 +105,9 @@ def test_what_cannot_fit_is_refused_with_what_to_change(data: Path) -> None:
     wide = {"features": {"kind": "random_fourier", "components": 2_000}}
     with pytest.raises(RunError, match=r"Remedy: raise memory_limit, or set solver.kind: cg"):
         plan(data, memory_limit="200MiB", model=wide, solver="direct")
-    assert plan(data, memory_limit="200MiB", model=wide).choice.kind == "cg"
+    made = plan(data, memory_limit="200MiB", model=wide).choice
+    assert made.kind == "ekfac"
+    assert "dense matrices" in made.reason
 
 
 def test_the_least_that_is_named_is_enough(data: Path) -> None:
