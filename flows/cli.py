@@ -5,43 +5,23 @@ from __future__ import annotations
 import json
 import logging
 import os
-import sys
-from collections.abc import Callable
-from functools import wraps
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import click
 
-_EXIT_FAILURE, _EXIT_BAD_INPUT, _EXIT_GATE = 1, 2, 3
-
-
-def _answers_in_words(command: Callable[..., None]) -> Callable[..., None]:
-    """Turns the package's errors into one message on standard error and an exit code."""
-
-    @wraps(command)
-    def wrapped(*args: Any, **kwargs: Any) -> None:
-        from influence_batch.errors import InputError, RunError
-
-        try:
-            command(*args, **kwargs)
-        except InputError as error:
-            _stop(str(error), _EXIT_BAD_INPUT)
-        except RunError as error:
-            _stop(str(error), _EXIT_FAILURE)
-        except MemoryError:
-            _stop("out of memory; lower memory_limit so that less is held at a time", _EXIT_FAILURE)
-        except OSError as error:
-            _stop(f"{error.filename or 'file system'}: {error.strerror or error}", _EXIT_FAILURE)
-
-    return wrapped
-
-
-def _stop(message: str, code: int) -> NoReturn:
-    for line in message.splitlines():
-        click.echo(f"error: {line}", err=True)
-    sys.exit(code)
+from flows.answers import (
+    CONFIG,
+    EXIT_FAILURE,
+    EXIT_GATE,
+    JSON,
+    REPORTS,
+    SET,
+    answers_in_words,
+    stop,
+)
+from flows.looking_back import history
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -50,19 +30,15 @@ def main() -> None:
     """Find mislabeled training data with influence functions."""
 
 
-_CONFIG = click.argument("config", type=click.Path(path_type=Path))
-_SET = click.option(
-    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key: --set model.l2=1e-4"
-)
-_REPORTS = click.option("--reports", type=click.Path(path_type=Path), help="Folder of the reports.")
+main.add_command(history)
 
 
 @main.command()
-@_CONFIG
-@_SET
-@_REPORTS
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
-@_answers_in_words
+@CONFIG
+@SET
+@REPORTS
+@JSON
+@answers_in_words
 def audit(config: Path, overrides: tuple[str, ...], reports: Path | None, as_json: bool) -> None:
     """Audit the dataset that CONFIG describes and write a report.
 
@@ -83,13 +59,13 @@ def audit(config: Path, overrides: tuple[str, ...], reports: Path | None, as_jso
     except GateError as error:
         summary, failed = dict(error.summary), str(error)
     except KeyboardInterrupt:
-        _stop("stopped; the same command goes on from here, if its data stay as they are", _EXIT_FAILURE)
+        stop("stopped; the same command goes on from here, if its data stay as they are", EXIT_FAILURE)
     if as_json:
         click.echo(json.dumps(summary))
     else:
         _print_summary(summary)
     if failed:
-        _stop(failed, _EXIT_GATE)
+        stop(failed, EXIT_GATE)
 
 
 def _run_flow(config: Path, overrides: tuple[str, ...], reports: Path | None) -> dict[str, Any]:
@@ -135,10 +111,17 @@ def _print_summary(summary: dict[str, Any]) -> None:
         table = Table(
             title=f"The {len(suspects)} most suspect of {summary['n_suspects']}", title_justify="left"
         )
-        for name in ("rank", "id", "given label", "suggested label", "p mislabeled"):
+        for name in ("rank", "id", "given label", "suggested label", "p mislabeled", "state"):
             table.add_column(name, justify="right")
         for row in suspects.itertuples():
-            cells = (row.rank, row.id, row.given_label, row.suggested_label, f"{row.p_mislabeled:.3f}")
+            cells = (
+                row.rank,
+                row.id,
+                row.given_label,
+                row.suggested_label,
+                f"{row.p_mislabeled:.3f}",
+                row.state,
+            )
             table.add_row(*(escape(str(cell)) for cell in cells))
         console.print(table)
     console.print(
@@ -148,16 +131,29 @@ def _print_summary(summary: dict[str, Any]) -> None:
         soft_wrap=True,
         highlight=False,
     )
+    click.echo(_since_last_run(summary["history"]))
     for note in summary["notes"]:
         click.echo(f"note: {note}")
     click.echo(f"report: {summary['run_dir']}")
 
 
+def _since_last_run(history: dict[str, Any]) -> str:
+    if history["previous_run"] is None:
+        return "the first run of this audit: every suspect is new"
+    gone = ", ".join(
+        f"{count} {why.replace('_', ' ')}" for why, count in history["resolutions"].items() if count
+    )
+    return (
+        f"since run {history['previous_run']}: {history['new']} new, {history['persisting']} persisting, "
+        f"{history['reopened']} reopened, {history['resolved']} resolved" + (f" ({gone})" if gone else "")
+    )
+
+
 @main.command()
-@_CONFIG
-@_SET
-@_REPORTS
-@_answers_in_words
+@CONFIG
+@SET
+@REPORTS
+@answers_in_words
 def validate(config: Path, overrides: tuple[str, ...], reports: Path | None) -> None:
     """Check CONFIG and the schemas of its files; reads no values and does no work."""
     from influence_batch.config import load_config
@@ -184,11 +180,11 @@ def validate(config: Path, overrides: tuple[str, ...], reports: Path | None) -> 
 
 
 @main.command()
-@_CONFIG
-@_SET
-@_REPORTS
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
-@_answers_in_words
+@CONFIG
+@SET
+@REPORTS
+@JSON
+@answers_in_words
 def plan(config: Path, overrides: tuple[str, ...], reports: Path | None, as_json: bool) -> None:
     """Say what the audit that CONFIG describes would do and take, without doing it.
 
@@ -244,7 +240,7 @@ def _print_plan(plan: dict[str, Any]) -> None:
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--source", type=click.Path(path_type=Path), help="mnist_1_vs_7 only: a Keras mnist.npz.")
 @click.option("--seed", default=0, show_default=True, help="Seed of noise and of planted errors.")
-@_answers_in_words
+@answers_in_words
 def sample(name: str, folder: Path, source: Path | None, seed: int) -> None:
     """Write an example dataset to FOLDER.
 
@@ -260,7 +256,7 @@ def sample(name: str, folder: Path, source: Path | None, seed: int) -> None:
 @main.command()
 @click.argument("table", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
-@_answers_in_words
+@answers_in_words
 def schema(table: str | None, as_json: bool) -> None:
     """Name, type and meaning of every column of the reports, or of one TABLE."""
     from influence_batch.errors import InputError

@@ -219,6 +219,7 @@ class Outcome:
             "estimated_errors": detection["estimated_errors"],
             "estimated_errors_low": detection["estimated_errors_low"],
             "estimated_errors_high": detection["estimated_errors_high"],
+            "history": self.run["history"],
             "notes": self.run["notes"],
             "gates": self.run["gates"],
             "seconds": self.run["seconds"],

@@ -18,6 +18,8 @@ from influence_batch.models import predict
 from influence_batch.preparation import require_unchanged
 from influence_batch.record import run_record
 from influence_batch.report import TABLES, RunWriter
+from influence_batch.report.history import Compared, Rows, compare, rate_jump
+from influence_batch.report.memory import remember
 from influence_batch.stages import Clock, Crossed, Data, Evidence, Explained, Found, Model, Outcome
 
 
@@ -49,7 +51,7 @@ def write(
 
         writer.write_blocks("examples", tables())
         suspects = pa.concat_tables(listed).sort_by("rank")
-        writer.write_table("suspects", _with_evidence(suspects, found.evidence))
+        compared = _write_history(data, found, suspects, writer)
         if data.train.classes is not None:
             writer.write_table("classes", _classes(data, found))
             writer.write_table("noise_matrix", _noise_matrix(data, found))
@@ -68,8 +70,28 @@ def write(
             writer.write_arrays(f"features-{number}-{step.kind}.npz", vars(step))
     require_unchanged(data.prepared)
     record = run_record(data, model, explained, crossed, found, clock.seconds)
+    record["history"] = compared.record
+    record["notes"] += compared.notes
     record["gates"] = check_gates(config.gates, record)
     return Outcome(writer.commit(record), record)
+
+
+def _write_history(data: Data, found: Found, suspects: pa.Table, writer: RunWriter) -> Compared:
+    """Write the list and what became of the last one."""
+    train, inspection = data.train, data.train_inspection
+    memory = remember(
+        writer.audit_folder, train.columns.id, suspects["id"].type, suspects["given_label"].type
+    )
+    rows = Rows(inspection.ids, inspection.labels, inspection.row_fingerprints)
+    compared = compare(memory, suspects, rows, np.zeros(0, dtype=int), writer.run_id)
+    writer.write_table("suspects", {**_with_evidence(suspects, found.evidence), **compared.columns})
+    writer.write_table("resolved", compared.resolved)
+    writer.write_table("once_listed", compared.once_listed)
+    fares = standing(data, found.reading, found.listing)
+    if fares is not None:
+        labels = data.decode(np.arange(len(fares.rows)))
+        compared.record["class_rate_jump"] = rate_jump(memory, labels, fares.error_rate)
+    return compared
 
 
 def _examples(

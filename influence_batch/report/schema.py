@@ -115,9 +115,55 @@ _EVIDENCE = (
     ),
 )
 
+_SEEN = (
+    Column("first_seen", _S, "run_id of the first run that listed it"),
+    Column("nights_seen", _I, "how many runs have listed it"),
+)
+
+_HISTORY = (
+    Column(
+        "state",
+        _S,
+        "new (no earlier run listed it), persisting (the last one did) or reopened (an earlier one did, the "
+        "last one did not); a row is known by its id, by its content where there is no id column",
+    ),
+    *_SEEN,
+    Column(
+        "rank_change",
+        _I,
+        "its rank in the last run that listed it, minus its rank now: positive is up; null if it is new",
+    ),
+)
+
+_LAST_SEEN = Column("last_seen", _S, "run_id of the last run that listed it")
+
 TABLES: Mapping[str, tuple[Column, ...]] = {
     "examples": _EXAMPLES,
-    "suspects": (*_EXAMPLES, *_EVIDENCE),
+    "suspects": (*_EXAMPLES, *_EVIDENCE, *_HISTORY),
+    "resolved": (
+        Column("id", ID, "the id of an example that the last run listed and this one does not"),
+        Column("given_label", LABEL, "its label then"),
+        Column("suggested_label", LABEL, "the label that was suggested then"),
+        Column("p_mislabeled", _F, "its p_mislabeled then"),
+        Column("rank", _I, "its rank then"),
+        *_SEEN,
+        _LAST_SEEN,
+        Column(
+            "resolution",
+            _S,
+            "why it is not listed now: removed (train has it no longer), label_changed, features_changed, "
+            "reviewed (a verdict keeps it off the list) or no_longer_suspect; without an id column a row "
+            "with another label or other features is another row, and this one was removed",
+        ),
+    ),
+    "once_listed": (
+        Column("id", ID, "the id, when it was last listed, of an example that only earlier runs listed"),
+        Column("given_label", LABEL, "its label then"),
+        Column("rank", _I, "its rank then"),
+        Column("row_fingerprint", pa.uint64(), "its row_fingerprint then"),
+        *_SEEN,
+        _LAST_SEEN,
+    ),
     "classes": (
         Column("label", LABEL, "a given label"),
         Column("rows", _I, "examples with that label"),
