@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ from flows.answers import (
     answers_in_words,
     stop,
 )
-from flows.looking_back import history
+from flows.looking_back import export_labels, history, review
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -30,7 +32,8 @@ def main() -> None:
     """Find mislabeled training data with influence functions."""
 
 
-main.add_command(history)
+for _command in (history, review, export_labels):
+    main.add_command(_command)
 
 
 @main.command()
@@ -38,34 +41,62 @@ main.add_command(history)
 @SET
 @REPORTS
 @JSON
+@click.option("--junit", type=click.Path(path_type=Path), help="Write the gates to a JUnit XML file.")
 @answers_in_words
-def audit(config: Path, overrides: tuple[str, ...], reports: Path | None, as_json: bool) -> None:
+def audit(
+    config: Path, overrides: tuple[str, ...], reports: Path | None, as_json: bool, junit: Path | None
+) -> None:
     """Audit the dataset that CONFIG describes and write a report.
 
     Exit codes: 0 done, 1 the run failed, 2 bad input or config, 3 done and past a gate of the config.
     """
-    from flows.stopping import ending_on_signals
-    from influence_batch.config import load_config
-    from influence_batch.errors import GateError
-    from influence_batch.preparation import open_run, plan_audit, prepare
+    if junit is None:
+        summary, failed = _audit(config, overrides, reports)
+    else:
+        from influence_batch.junit import check_junit, write_junit
 
-    failed = ""
-    # What footers, labels, config and the reports folder already tell is told before Prefect takes its
-    # seconds to start.
-    open_run(*plan_audit(prepare(load_config(config, overrides, reports)))).close()
-    try:
-        with ending_on_signals():
-            summary = _run_flow(config, overrides, reports)
-    except GateError as error:
-        summary, failed = dict(error.summary), str(error)
-    except KeyboardInterrupt:
-        stop("stopped; the same command goes on from here, if its data stay as they are", EXIT_FAILURE)
+        check_junit(junit)
+        with _failure_told_in(junit, config.stem):
+            summary, failed = _audit(config, overrides, reports)
+        write_junit(junit, Path(summary["run_dir"]).parent.name, summary["gates"])
     if as_json:
         click.echo(json.dumps(summary))
     else:
         _print_summary(summary)
     if failed:
         stop(failed, EXIT_GATE)
+
+
+def _audit(config: Path, overrides: tuple[str, ...], reports: Path | None) -> tuple[dict[str, Any], str]:
+    """The summary of the run, and which gates it did not pass, in words."""
+    from flows.stopping import ending_on_signals
+    from influence_batch.config import load_config
+    from influence_batch.errors import GateError
+    from influence_batch.preparation import open_run, plan_audit, prepare
+
+    # What footers, labels, config and the reports folder already tell is told before Prefect takes its
+    # seconds to start.
+    open_run(*plan_audit(prepare(load_config(config, overrides, reports)))).close()
+    try:
+        with ending_on_signals():
+            return _run_flow(config, overrides, reports), ""
+    except GateError as error:
+        return dict(error.summary), str(error)
+    except KeyboardInterrupt:
+        stop("stopped; the same command goes on from here, if its data stay as they are", EXIT_FAILURE)
+
+
+@contextmanager
+def _failure_told_in(junit: Path, audit: str) -> Iterator[None]:
+    """Where there is no run, the JUnit file says so: that of an earlier night must not speak for this one."""
+    from influence_batch.junit import write_junit
+
+    try:
+        yield
+    except BaseException as error:
+        said = "the audit was stopped" if isinstance(error, SystemExit) else str(error)
+        write_junit(junit, audit, [], said or type(error).__name__)
+        raise
 
 
 def _run_flow(config: Path, overrides: tuple[str, ...], reports: Path | None) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The commands that look at earlier runs: the trend over nights."""
+"""The commands that look at earlier runs, and at what people made of them: trend, verdicts, labels."""
 
 from __future__ import annotations
 
@@ -84,3 +84,95 @@ def _print_history(frame: pd.DataFrame, audit: Path) -> None:
 
 def _shown(value: Any, form: str = "") -> str:
     return "" if value is None else format(value, form)
+
+
+@click.command()
+@CONFIG
+@SET
+@REPORTS
+@click.option("--import", "source", type=click.Path(path_type=Path), help="Store the verdicts of a file.")
+@click.option("--export", "target", type=click.Path(path_type=Path), help="Write all verdicts to a new file.")
+@JSON
+@answers_in_words
+def review(
+    config: Path,
+    overrides: tuple[str, ...],
+    reports: Path | None,
+    source: Path | None,
+    target: Path | None,
+    as_json: bool,
+) -> None:
+    """Take in what reviewers decided, give it back, or say how much of the list is reviewed.
+
+    Files are CSV or Parquet, by their suffix, with the columns id and verdict (mislabeled, correct or
+    ambiguous); given_label, corrected_label, row_fingerprint, reviewer, time and note where they are known.
+    """
+    from influence_batch.review import export_verdicts, import_verdicts, review_state, write_new
+
+    _, audit = _load(config, overrides, reports)
+    if target is not None:
+        write_new(target, None, "review")
+    done: dict[str, Any] = {}
+    if source is not None:
+        imported = import_verdicts(audit, source)
+        done["imported"] = {**vars(imported), "path": None if imported.path is None else str(imported.path)}
+    if target is not None:
+        done["exported"] = {"verdicts": export_verdicts(audit, target), "path": str(target)}
+    state = review_state(audit)
+    if as_json:
+        click.echo(json.dumps({**done, **state}))
+        return
+    if source is not None:
+        _print_import(done["imported"])
+    if target is not None:
+        click.echo(f"{_count(done['exported']['verdicts'], 'verdict')} written to {target}")
+    click.echo(
+        f"{_count(state['verdicts'], 'verdict')} on {_count(state['reviewed'], 'row')} of run "
+        f"{state['run_id']}: {state['mislabeled']} mislabeled ({state['corrected']} of them with a corrected "
+        f"label), {state['correct']} correct, {state['ambiguous']} ambiguous; and on "
+        f"{_count(state['outdated'], 'row')} that changed since"
+    )
+    click.echo(f"of its list of {_count(state['listed'], 'row')} {state['listed_reviewed']} are reviewed")
+
+
+def _print_import(imported: dict[str, Any]) -> None:
+    known = f"; {imported['known']} were stored already" if imported["known"] else ""
+    if imported["path"] is None:
+        click.echo(f"nothing new{known}")
+        return
+    click.echo(f"{_count(imported['added'], 'verdict')} stored in {imported['path']}{known}")
+    if imported["on_other_content"]:
+        click.echo(
+            f"note: {imported['on_other_content']} of them are on another label, or other features, than the "
+            "row has in the last run: without effect unless it has them again"
+        )
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun if number == 1 else noun + 's'}"
+
+
+@click.command("export-labels")
+@CONFIG
+@click.argument("out", type=click.Path(path_type=Path))
+@SET
+@REPORTS
+@JSON
+@answers_in_words
+def export_labels(
+    config: Path, out: Path, overrides: tuple[str, ...], reports: Path | None, as_json: bool
+) -> None:
+    """Write id and label of every row of train to the new file OUT, reviewers' corrections applied.
+
+    OUT is CSV or Parquet, by its suffix. The data themselves stay as they are.
+    """
+    from influence_batch.labels import export_labels as export
+
+    checked, _ = _load(config, overrides, reports)
+    done = export(checked, out)
+    if as_json:
+        click.echo(json.dumps({**done, "path": str(out)}))
+        return
+    click.echo(f"{out}: {_count(done['rows'], 'label')}, {done['corrected']} of them corrected")
+    if left := done["found_wrong_without_correction"]:
+        click.echo(f"note: {left} more were found mislabeled without a corrected label, and are as they were")

@@ -205,6 +205,23 @@ _READ_BYTES = 8 * 1024**2
 _READERS = threading.local()
 
 
+@dataclass(frozen=True, eq=False)
+class Corrections:
+    """Targets that replace those of the files: sorted rows of the whole dataset (c,), targets (c,)."""
+
+    rows: np.ndarray
+    targets: np.ndarray
+
+    def apply(self, start: int, targets: np.ndarray) -> np.ndarray:
+        """Targets (n,) of the rows from `start` on, those that have one replaced."""
+        low, high = np.searchsorted(self.rows, [start, start + len(targets)])
+        if low == high:
+            return targets
+        corrected = targets.copy()
+        corrected[self.rows[low:high] - start] = self.targets[low:high]
+        return corrected
+
+
 @dataclass(frozen=True)
 class Dataset:
     """A dataset as shards of numbers. Small and picklable: it holds where the rows are, not the rows.
@@ -220,6 +237,7 @@ class Dataset:
         classes: sorted labels whose positions are the codes; None for regression.
         steps: fitted feature steps, applied in order.
         intercept: whether a column of ones is appended.
+        corrections: targets in the place of the files', None where there are none.
     """
 
     key: str
@@ -231,6 +249,7 @@ class Dataset:
     classes: tuple[Any, ...] | None = None
     steps: tuple[Step, ...] = ()
     intercept: bool = False
+    corrections: Corrections | None = None
     token: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     @property
@@ -306,7 +325,10 @@ class Dataset:
             wider[:, -1] = 1.0
             features = wider
         features = features.astype(np.float64, copy=False)
-        return Shard(raw.ref.start, np.ascontiguousarray(features), self.encode(raw.labels))
+        targets = self.encode(raw.labels)
+        if self.corrections is not None:
+            targets = self.corrections.apply(raw.ref.start, targets)
+        return Shard(raw.ref.start, np.ascontiguousarray(features), targets)
 
     def load_raw(self, index: int) -> RawShard:
         """Read features and labels of a shard as the files have them.

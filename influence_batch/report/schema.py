@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -70,14 +70,31 @@ _EXAMPLES = (
     Column(
         "p_mislabeled",
         _F,
-        "probability that the given label is wrong, as a model fitted without the suspects sees it",
+        "probability that the given label is wrong, as a model fitted without the suspects sees it; 1 where "
+        "a reviewer found it wrong, 0 where it was found right or was corrected",
     ),
     Column("rank", _I, "1 for the most suspect example of train"),
-    Column("is_suspect", _B, "whether the example is on the list (detection.threshold or detection.budget)"),
+    Column(
+        "is_suspect",
+        _B,
+        "whether the example is on the list (detection.threshold or detection.budget); labels that a "
+        "reviewer found right, or corrected, never are, labels found wrong without a correction always",
+    ),
     Column(
         "row_fingerprint",
         pa.uint64(),
         "hash of the example's features and label: equal for equal content, whatever file it stands in",
+    ),
+    Column(
+        "verdict",
+        _S,
+        "what a reviewer said of the row as it is: mislabeled, correct or ambiguous; null where nobody did",
+    ),
+    Column(
+        "corrected_label",
+        LABEL,
+        "the label that a reviewer gave in the place of a wrong one, null where there is none: the row is in "
+        "the fit with this label, and loss, influences and p_mislabeled are of this one",
     ),
 )
 
@@ -263,8 +280,32 @@ TABLES: Mapping[str, tuple[Column, ...]] = {
 }
 
 
+# The files of reviewers' verdicts, beside the runs.
+VERDICTS = (
+    Column("id", ID, "the example's id; without an id column its row number in the run it was judged in"),
+    Column("verdict", _S, "mislabeled, correct or ambiguous"),
+    Column("given_label", LABEL, "the label that was judged"),
+    Column("corrected_label", LABEL, "the right label, where the reviewer knows it (mislabeled only)"),
+    Column(
+        "row_fingerprint", pa.uint64(), "the row_fingerprint of what was judged; null: whatever its features"
+    ),
+    Column("reviewer", _S, "who"),
+    Column("time", pa.timestamp("us", tz="UTC"), "when; the time of the import where the file did not say"),
+    Column("note", _S, "anything"),
+)
+
+
+def verdict_schema(id_type: pa.DataType, label_type: pa.DataType) -> pa.Schema:
+    """Arrow schema of a file of verdicts."""
+    return _schema(VERDICTS, id_type, label_type)
+
+
 def table_schema(name: str, id_type: pa.DataType, label_type: pa.DataType) -> pa.Schema:
     """Arrow schema of a table, with each column's meaning as `description` in its metadata."""
+    return _schema(TABLES[name], id_type, label_type)
+
+
+def _schema(columns: Sequence[Column], id_type: pa.DataType, label_type: pa.DataType) -> pa.Schema:
     own = {ID: id_type, LABEL: label_type, IDS: pa.list_(id_type)}
     return pa.schema(
         [
@@ -273,7 +314,7 @@ def table_schema(name: str, id_type: pa.DataType, label_type: pa.DataType) -> pa
                 own[column.type] if isinstance(column.type, str) else column.type,
                 metadata={"description": column.meaning},
             )
-            for column in TABLES[name]
+            for column in columns
         ]
     )
 
@@ -290,5 +331,5 @@ def describe_tables() -> dict[str, list[dict[str, str]]]:
             }
             for column in columns
         ]
-        for name, columns in TABLES.items()
+        for name, columns in {**TABLES, "verdicts": VERDICTS}.items()
     }
