@@ -179,7 +179,7 @@ def _key(prepared: Prepared, plan: Plan) -> str:
         if dataset is not None
     ]
     decided = [plan.block, plan.choice.kind, plan.inverse_bytes > 0, plan.compact]
-    verdicts = None if prepared.verdicts is None else that_matter(prepared.verdicts)
+    verdicts = [] if prepared.verdicts is None else that_matter(prepared.verdicts)
     content: list[Any] = [config, version("influence_batch"), dict(prepared.files), cuts, decided, verdicts]
     if any(state.startswith("unknown") for state in prepared.files.values()):
         content.append(uuid.uuid4().hex)  # a change could not be seen: such a run is never taken up

@@ -81,9 +81,7 @@ def read_file(file: Path) -> pd.DataFrame:
         else:
             frame = _read_csv(file)
     except FileNotFoundError:
-        raise InputError(
-            f"review: {file} does not exist; expected a CSV or Parquet file of verdicts"
-        ) from None
+        raise InputError(f"review: {file} does not exist; expected a file of verdicts") from None
     except OSError as error:
         raise InputError(f"review: {file} cannot be read ({error.strerror or error})") from None
     except (pa.ArrowException, UnicodeDecodeError, csv.Error) as error:
@@ -162,7 +160,7 @@ def check_file(
                     row,
                     "corrected_label",
                     repr(line.corrected_label),
-                    "none, for the verdict is not mislabeled",
+                    "nothing, unless mislabeled",
                 )
             wanted = None
         elif wanted is not None and wanted == mine:

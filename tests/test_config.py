@@ -10,6 +10,7 @@ import pytest
 from influence_batch.config import (
     AutoSolver,
     CgSolver,
+    GatesConfig,
     LissaSolver,
     Nystroem,
     Pca,
