@@ -163,6 +163,8 @@ def _print_summary(summary: dict[str, Any]) -> None:
         highlight=False,
     )
     click.echo(_since_last_run(summary["history"]))
+    if summary["review"]["reviewed"] or summary["measured_on"]:
+        click.echo(_review(summary))
     for note in summary["notes"]:
         click.echo(f"note: {note}")
     click.echo(f"report: {summary['run_dir']}")
@@ -178,6 +180,21 @@ def _since_last_run(history: dict[str, Any]) -> str:
         f"since run {history['previous_run']}: {history['new']} new, {history['persisting']} persisting, "
         f"{history['reopened']} reopened, {history['resolved']} resolved" + (f" ({gone})" if gone else "")
     )
+
+
+def _review(summary: dict[str, Any]) -> str:
+    review = summary["review"]
+    said = (
+        f"reviewed: {review['mislabeled']} rows mislabeled ({review['corrected']} of them corrected in the "
+        f"fit), {review['correct']} correct, {review['ambiguous']} ambiguous"
+    )
+    if summary["measured_on"]:
+        low, high = summary["measured_precision_low"], summary["measured_precision_high"]
+        said += (
+            f"; of {summary['measured_on']} listed labels that were decided on "
+            f"{summary['measured_precision']:.0%} were wrong (between {low:.0%} and {high:.0%})"
+        )
+    return said
 
 
 @main.command()

@@ -112,7 +112,7 @@ _EVIDENCE = (
         "an example with another label and the same features, or nearly so (a twentieth of what a nearest "
         "neighbour's distance commonly is); null where there is none",
     ),
-    Column("duplicate_label", LABEL, "its label"),
+    Column("duplicate_label", LABEL, "its label, corrected where a reviewer did"),
     Column("duplicate_distance", _F, "its distance; 0 for the same features"),
     Column(
         "is_outlier",
@@ -268,7 +268,11 @@ TABLES: Mapping[str, tuple[Column, ...]] = {
         Column("id", ID, "the test point's id"),
         Column("label", LABEL, "its label as the data have it"),
         Column("predicted_label", LABEL, "prediction of the model trained on all of train"),
-        Column("loss", _F, "loss of the label under that model"),
+        Column(
+            "loss",
+            _F,
+            "loss of the label (of train's rows the corrected one, where there is one) under that model",
+        ),
         Column("iterations", _I, "passes the solver made for this point's inverse-Hessian-vector product"),
         Column("residual", _F, "true |b - Hx| / |b| of that solve"),
         Column(
@@ -331,5 +335,5 @@ def describe_tables() -> dict[str, list[dict[str, str]]]:
             }
             for column in columns
         ]
-        for name, columns in {**TABLES, "verdicts": VERDICTS}.items()
+        for name, columns in TABLES.items()
     }
