@@ -40,7 +40,8 @@ class Located:
             ids) and whether the label was wrong.
         given: how many rows the frame had.
         unknown: ids in it that train has not, of those that were not imported.
-        outdated: how many were given on another label, or other features, than the row has now.
+        outdated: how many rows have another label, or other features, than all verdicts on them are on.
+        other_features: of those, how many have the label still.
         unusable: in sentences, which corrections cannot be used and why.
     """
 
@@ -52,6 +53,7 @@ class Located:
     unknown: Sequence[Any]
     outdated: int
     unusable: Sequence[str] = ()
+    other_features: int = 0
 
     @classmethod
     def none(cls) -> Located:
@@ -97,6 +99,12 @@ class Located:
             one = len(self.unknown) == 1
             subject = "One verdict names an id" if one else f"{len(self.unknown)} verdicts name ids"
             notes.append(f"{subject} that train has not ({shown}): without effect.")
+        if self.other_features:
+            rows = "row has" if self.other_features == 1 else "rows have"
+            notes.append(
+                f"{self.other_features} reviewed {rows} other features now, so the verdict has no effect. "
+                "Where it still holds, import it anew without row_fingerprint."
+            )
         if not self.verdicts.enough:
             counts = self.counts()
             notes.append(
@@ -167,10 +175,14 @@ def locate(
     better = [None if item is None else as_type(label_type, item) for item in frame["corrected_label"]]
     said = frame["verdict"].tolist()
     standing: dict[int, int] = {}
+    same_label = set()
     for at, row in pairs:
         label = label_of[row]
         mended = said[at] == "mislabeled" and better[at] is not None and better[at] == label
-        if given[at] in (None, label) and prints[at] in (None, print_of[row]) and not mended:
+        if given[at] not in (None, label) or mended:
+            continue
+        same_label.add(row)
+        if prints[at] in (None, print_of[row]):
             standing[row] = at
     outdated = {row for _, row in pairs} - set(standing)
     decided = [row for row in sorted(standing) if said[standing[row]] != "ambiguous"]
@@ -193,6 +205,7 @@ def locate(
         [frame["id"][i] for i in range(len(frame)) if i not in found and last[i] and not imported[i]],
         len(outdated),
         unusable,
+        len(outdated & same_label),
     )
 
 

@@ -366,6 +366,7 @@ def test_features_that_changed_end_a_verdict_until_it_is_given_anew(tmp_path: Pa
     again = influence_batch.audit(config(tmp_path))
     assert sorted(again.suspects.id) == WRONG
     assert again.run["review"]["outdated"] == 2
+    assert any(note.startswith("2 reviewed rows have other features now") for note in again.run["notes"])
     export_verdicts(audit, tmp_path / "all.csv")
     pd.read_csv(tmp_path / "all.csv").drop(columns=["row_fingerprint", "time"]).to_csv(
         tmp_path / "anew.csv", index=False

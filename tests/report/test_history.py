@@ -209,3 +209,20 @@ def test_without_ids_content_is_identity(tmp_path: Path) -> None:
     three = influence_batch.audit(config(tmp_path, **four))
     assert sorted(three.suspects.state) == ["persisting", "persisting", "reopened", "reopened"]
     assert sorted(three.suspects.nights_seen) == [2, 2, 3, 3]
+
+
+@pytest.mark.parametrize(("ids", "text"), [(True, True), (True, False), (False, False)])
+def test_lists_may_be_empty(tmp_path: Path, ids: bool, text: bool) -> None:
+    frame = make(150)
+    if text:
+        frame["id"] = "r" + frame["id"].astype(str)
+    wrong = frame.copy()
+    spoil(wrong, wrong.id.iloc[[1, 2, 3]].tolist())
+    found = []
+    for night in (frame, wrong, frame, wrong):
+        save(night, tmp_path)
+        report = influence_batch.audit(config(tmp_path, ids=ids, detection={"threshold": 0.9}))
+        found.append([report.run["history"][name] for name in ("new", "persisting", "reopened", "resolved")])
+        assert report.run["history"]["previous_run"] is None or report.run["notes"][1:] == []
+    assert found == [[0, 0, 0, 0], [3, 0, 0, 0], [0, 0, 0, 3], [0, 0, 3, 0]]
+    assert set(report.resolved.columns) >= {"id", "resolution"}
