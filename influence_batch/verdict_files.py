@@ -18,7 +18,7 @@ from influence_batch.dataset.lookup import find_rows
 from influence_batch.errors import InputError
 from influence_batch.report.runs import EarlierRun, UnreadableRunError, open_run_folder, run_folders
 from influence_batch.report.schema import VERDICTS as COLUMNS
-from influence_batch.verdicts import VERDICTS, as_type, fits
+from influence_batch.verdicts import VERDICTS, as_fingerprint, as_type, fits
 
 NAMES = tuple(column.name for column in COLUMNS)
 _REQUIRED = ("id", "verdict")
@@ -214,12 +214,9 @@ class _Problems:
         """A row_fingerprint, digit for digit: a spreadsheet that rounded it has made it another one."""
         if item is None:
             return None
-        try:
-            value = int(item)
-            if 0 <= value < 2**64 and not isinstance(item, (bool, float)):
-                return value
-        except (TypeError, ValueError):
-            pass
+        value = as_fingerprint(item)
+        if value is not None:
+            return value
         self.add(row, "row_fingerprint", repr(item), "a whole number as examples.parquet has it, or nothing")
         return None
 

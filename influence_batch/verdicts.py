@@ -136,7 +136,24 @@ def check_verdicts(frame: pd.DataFrame) -> pd.DataFrame:
             f"verdicts: found {frame['verdict'].iloc[row]!r} in row {row}; accepted: {', '.join(VERDICTS)}"
         )
     checked = frame.reindex(columns=["id", "verdict", *ON_WHAT]).reset_index(drop=True).astype(object)
-    return checked.where(checked.notna(), None)
+    checked = checked.where(checked.notna(), None)
+    for row, item in enumerate(checked["row_fingerprint"]):
+        if item is not None and as_fingerprint(item) is None:
+            raise InputError(
+                f"verdicts: the row_fingerprint in row {row} is {item!r}; expected a whole number as "
+                "examples.parquet has it, or none"
+            )
+    return checked
+
+
+def as_fingerprint(item: Any) -> int | None:
+    """A row_fingerprint, digit for digit; None for what is none: one that went through a float is another."""
+    try:
+        value = int(item)
+    except (TypeError, ValueError):
+        return None
+    rounded = isinstance(item, (bool, float, np.floating))
+    return value if 0 <= value < 2**64 and not rounded else None
 
 
 def that_matter(frame: pd.DataFrame) -> list[list[str]]:

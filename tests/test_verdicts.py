@@ -138,6 +138,11 @@ def test_ids_of_another_kind_are_found_where_they_can_be(tmp_path: Path) -> None
             {"id": ["r1", None], "verdict": ["correct", "correct"]},
             "verdicts: the id in row 1 is null; expected an id of train in every row",
         ),
+        (
+            {"id": ["r1"], "verdict": ["correct"], "row_fingerprint": [1.5e19]},
+            "verdicts: the row_fingerprint in row 0 is 1.5e+19; expected a whole number as examples.parquet "
+            "has it, or none",
+        ),
     ],
 )
 def test_bad_verdicts_are_refused(

@@ -184,10 +184,10 @@ def load_history(audit: str | Path) -> pd.DataFrame:
         except UnreadableRunError as error:
             notes.append(f"{error}: left out.")
             continue
-        sections = {name: run.record.get(name) for name in ("train", "detection", "history", "review")}
+        sections = {name: part for name, part in run.record.items() if isinstance(part, dict)}
         line: dict[str, Any] = {"run_id": run.run_id, "started": run.started}
         for name, (section, key) in _TREND.items():
-            line[name] = _number((sections.get(section) or {}).get(key))
+            line[name] = _number(sections.get(section, {}).get(key))
         if line["n_train"] and line["estimated_errors"] is not None:
             line["error_rate"] = line["estimated_errors"] / line["n_train"]
         lines.append(line)

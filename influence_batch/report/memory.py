@@ -71,12 +71,13 @@ def remember(audit: Path, id_column: str | None, id_type: pa.DataType, label_typ
             elif by_id and not same_ids:
                 break  # ids of another column: what was before it cannot be told by id
             listed = _typed(run.read("suspects", (*_LISTED, *_HISTORY)), id_type, label_type, run, by_id)
-            complete = run.has("once_listed") and bool(listed["first_seen"].notna().all())
+            listed["last_seen"] = run.run_id
+            complete = run.has("once_listed") and _has_history(listed)
             if complete:
-                once = run.read("once_listed", (*_LISTED, *_HISTORY))
-                listed["last_seen"] = run.run_id
-                rows = keyed([listed, _typed(once, id_type, label_type, run, by_id)], by_id)
-                last = run.run_id
+                once = _typed(run.read("once_listed", (*_LISTED, *_HISTORY)), id_type, label_type, run, by_id)
+                complete = _has_history(once)
+            if complete:
+                rows, last = keyed([listed, once], by_id), run.run_id
         except UnreadableRunError as error:
             notes.append(f"{error}: the history leaves it out.")
             continue
@@ -174,15 +175,19 @@ def _typed(
         name: _cast(table[name], type_) if name in table.column_names else pa.nulls(len(table), type_)
         for name, type_ in types.items()
     }
-    needed = "id" if by_id else "row_fingerprint"
-    if len(table) and columns[needed].null_count:
-        raise UnreadableRunError(f"{run.folder.name}: its list cannot be compared by {needed}")
+    for needed in ("id" if by_id else "row_fingerprint", "rank"):
+        if len(table) and columns[needed].null_count:
+            raise UnreadableRunError(f"{run.folder.name}: its list cannot be compared for want of {needed}")
     frame = pd.DataFrame(
         {name: column.to_pandas(integer_object_nulls=True) for name, column in columns.items()}
     )
     # Arrow's strings and pandas' own do not meet in one key.
     text = [name for name in ("id", "first_seen", "last_seen") if not pa.types.is_integer(types[name])]
     return frame.astype(dict.fromkeys(text, object))
+
+
+def _has_history(rows: pd.DataFrame) -> bool:
+    return bool(rows[list(_HISTORY)].notna().all(axis=None))
 
 
 def _cast(column: pa.ChunkedArray, type_: pa.DataType) -> pa.ChunkedArray:

@@ -155,6 +155,17 @@ def test_damaged_and_foreign_folders_are_told_and_left_out(audit: Path) -> None:
     assert f"{first.name}: run.json is not that of an audit: left out." in trend.attrs["notes"]
 
 
+def test_run_json_of_another_shape_is_read_as_far_as_it_goes(audit: Path) -> None:
+    strange = {"train": {"rows": "many"}, "detection": {"n_suspects": 4}, "history": [1], "review": None}
+    first, _, third = sorted(audit.iterdir())
+    (first / "run.json").write_text(json.dumps(strange))
+    pq.write_table(pa.table({"id": [1]}), third / "suspects.parquet")
+    trend = influence_batch.load_history(audit)
+    assert trend.n_train.isna().tolist() == [True, False, False]
+    assert trend.n_suspects.tolist()[0] == 4
+    assert f"{third.name}: its list cannot be compared for want of rank" in recalled(audit).notes[0]
+
+
 def test_ids_of_another_type_and_another_column(audit: Path) -> None:
     as_text = recalled(audit, id_type=pa.string())
     assert as_text.by_id
