@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.types as pt
 
 from influence_batch.dataset.columns import Columns, is_list, storage_type, value_type
+from influence_batch.dataset.corrections import Corrections
 from influence_batch.dataset.files import ParquetFileInfo, open_parquet
 from influence_batch.errors import InputError
 
@@ -203,23 +204,6 @@ class _GroupReader:
 # Bytes of a large row group that are decoded at a time, about.
 _READ_BYTES = 8 * 1024**2
 _READERS = threading.local()
-
-
-@dataclass(frozen=True, eq=False)
-class Corrections:
-    """Targets that replace those of the files: sorted rows of the whole dataset (c,), targets (c,)."""
-
-    rows: np.ndarray
-    targets: np.ndarray
-
-    def apply(self, start: int, targets: np.ndarray) -> np.ndarray:
-        """Targets (n,) of the rows from `start` on, those that have one replaced."""
-        low, high = np.searchsorted(self.rows, [start, start + len(targets)])
-        if low == high:
-            return targets
-        corrected = targets.copy()
-        corrected[self.rows[low:high] - start] = self.targets[low:high]
-        return corrected
 
 
 @dataclass(frozen=True)
