@@ -359,6 +359,15 @@ class GatesConfig(_Section):
     unconverged: _Int | None = Field(
         None, ge=0, description="a whole number, 0 or more: most test points that missed solver.rtol"
     )
+    new_suspects: _Int | None = Field(
+        None, ge=0, description="a whole number, 0 or more: most rows on the list that no earlier run listed"
+    )
+    class_rate_jump: _Float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="a number from 0 to 1: most that a class's estimated error rate may rise from run to run",
+    )
 
 
 class AuditConfig(_Section):

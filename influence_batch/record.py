@@ -22,6 +22,7 @@ from influence_batch.detection import Reading, least_doubt, power_at
 from influence_batch.execution.parts import narrow_blocks
 from influence_batch.models import predict
 from influence_batch.stages import Crossed, Data, Explained, Found, Model
+from influence_batch.verdicts import Located
 
 FORMAT = 1
 # Columns whose sizes differ by more get a note.
@@ -101,6 +102,7 @@ def run_record(
             "taken_over": {name: list(parts) for name, parts in data.store.taken_over.items()},
         },
         "detection": _detection(data, found.reading, found.listing.suspect),
+        "review": Located.none().review() if data.located is None else data.located.review(),
         "self_check": found.self_check,
         "notes": [*_note_on_check(found.self_check), *_notes(data, model, explained, crossed, n_test)],
         "seconds": {stage: round(value, 4) for stage, value in seconds.items()},
@@ -133,6 +135,8 @@ def _describe(dataset: Dataset, inspection: Inspection) -> dict[str, Any]:
 
 def _detection(data: Data, reading: Reading, suspect: np.ndarray) -> dict[str, Any]:
     n_suspects = int(suspect.sum())
+    asked = suspect.copy()
+    asked[data.settled.wrong] = False
     expected = float(np.asarray(reading.p_mislabeled)[suspect].sum())
     detection: dict[str, Any] = {
         "n_suspects": n_suspects,
@@ -143,7 +147,7 @@ def _detection(data: Data, reading: Reading, suspect: np.ndarray) -> dict[str, A
         "evidence": reading.evidence,
         "estimated_precision": None if n_suspects == 0 else expected / n_suspects,
         "estimated_recall": None if reading.estimated_errors == 0 else expected / reading.estimated_errors,
-        "power": _power(data, reading, suspect),
+        "power": _power(data, reading, asked),
     }
     if data.located is not None:
         detection["verdicts"] = data.located.counts()
@@ -160,7 +164,11 @@ def _detection(data: Data, reading: Reading, suspect: np.ndarray) -> dict[str, A
 
 
 def _power(data: Data, reading: Reading, suspect: np.ndarray) -> dict[str, Any]:
-    """Of errors planted in thought, by kind: how many there were, the share that the list would hold."""
+    """Of errors planted in thought, by kind: how many there were, the share that the list would hold.
+
+    Args:
+        suspect: (n,) mask of the rows that are on the list for their doubt.
+    """
     config = data.prepared.config.detection
     if config.budget is None and config.target_precision is None:
         cut = least_doubt(reading, config.threshold)

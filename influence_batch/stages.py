@@ -15,7 +15,7 @@ import pyarrow as pa
 from influence_batch.config import AuditConfig
 from influence_batch.dataset import Dataset, Inspection
 from influence_batch.dataset.columns import storage_type
-from influence_batch.detection import Reading
+from influence_batch.detection import Reading, Settled
 from influence_batch.execution import Executor
 from influence_batch.execution.parts import Store
 from influence_batch.influence import ApproximationError, Fit, Objective, TrainInfluence
@@ -38,7 +38,7 @@ class Prepared:
 
     Attributes:
         files: state of each file that the audit reads, before it does.
-        verdicts: of reviewers, `id` and `verdict`; None where there are none.
+        verdicts: of reviewers, as `check_verdicts` gives them; None where there are none.
     """
 
     config: AuditConfig
@@ -69,6 +69,11 @@ class Data:
     executor: Executor
     store: Store
     located: Located | None = None
+
+    @property
+    def settled(self) -> Settled:
+        """Rows of which verdicts leave nothing to be asked."""
+        return Settled() if self.located is None else self.located.settled
 
     def decode(self, values: np.ndarray) -> pa.Array:
         """Class codes, or numbers of a regression, as labels in the user's type."""
@@ -221,6 +226,10 @@ class Outcome:
             "estimated_errors": detection["estimated_errors"],
             "estimated_errors_low": detection["estimated_errors_low"],
             "estimated_errors_high": detection["estimated_errors_high"],
+            "estimated_precision": detection["estimated_precision"],
+            **{name: value for name, value in detection.items() if name.startswith("measured_")},
+            "history": self.run["history"],
+            "review": self.run["review"],
             "notes": self.run["notes"],
             "gates": self.run["gates"],
             "seconds": self.run["seconds"],

@@ -18,7 +18,10 @@ from influence_batch.models import predict
 from influence_batch.preparation import require_unchanged
 from influence_batch.record import run_record
 from influence_batch.report import TABLES, RunWriter
+from influence_batch.report.history import Compared, Rows, compare, rate_jump
+from influence_batch.report.memory import remember
 from influence_batch.stages import Clock, Crossed, Data, Evidence, Explained, Found, Model, Outcome
+from influence_batch.verdicts import Located, measured_precision
 
 
 def write(
@@ -49,12 +52,12 @@ def write(
 
         writer.write_blocks("examples", tables())
         suspects = pa.concat_tables(listed).sort_by("rank")
-        writer.write_table("suspects", _with_evidence(suspects, found.evidence))
+        compared, measured = _write_history(data, found, suspects, writer)
         if data.train.classes is not None:
             writer.write_table("classes", _classes(data, found))
             writer.write_table("noise_matrix", _noise_matrix(data, found))
         n_listed = int(np.count_nonzero(listing.suspect))
-        writer.write_table("depths", depth_columns(found.reading, listing.rank, n_listed))
+        writer.write_table("depths", depth_columns(found.reading, listing.rank, n_listed, data.settled))
         if found.groups:
             writer.write_blocks("groups", found.groups)
         writer.write_table("test_points", crossed.test_points)
@@ -68,8 +71,35 @@ def write(
             writer.write_arrays(f"features-{number}-{step.kind}.npz", vars(step))
     require_unchanged(data.prepared)
     record = run_record(data, model, explained, crossed, found, clock.seconds)
+    record["history"] = compared.record
+    record["detection"] |= measured
+    record["notes"] += compared.notes
     record["gates"] = check_gates(config.gates, record)
     return Outcome(writer.commit(record), record)
+
+
+def _write_history(
+    data: Data, found: Found, suspects: pa.Table, writer: RunWriter
+) -> tuple[Compared, dict[str, Any]]:
+    """Write the list and what became of the last one; the precision that verdicts on lists have shown."""
+    train, inspection = data.train, data.train_inspection
+    memory = remember(
+        writer.audit_folder, train.columns.id, suspects["id"].type, suspects["given_label"].type
+    )
+    rows = Rows(inspection.ids, inspection.labels, inspection.row_fingerprints)
+    compared = compare(memory, suspects, rows, data.settled.right, writer.run_id)
+    writer.write_table("suspects", {**_with_evidence(suspects, found.evidence), **compared.columns})
+    writer.write_table("resolved", compared.resolved)
+    writer.write_table("once_listed", compared.once_listed)
+    fares = standing(data, found.reading, found.listing)
+    if fares is not None:
+        labels = data.decode(np.arange(len(fares.rows)))
+        compared.record["class_rate_jump"] = rate_jump(memory, labels, fares.error_rate)
+    judged = () if data.located is None else data.located.judged
+    listed = (
+        set(memory.rows[memory.key[0]].tolist()) if memory.by_id == (train.columns.id is not None) else ()
+    )
+    return compared, measured_precision([wrong for key, wrong in judged if key in listed])
 
 
 def _examples(
@@ -106,8 +136,22 @@ def _examples(
             "rank": rank[rows],
             "is_suspect": suspect[rows],
             "row_fingerprint": inspection.row_fingerprints[rows],
+            **_reviewed(data, rows, labels.type),
         }
     )
+
+
+def _reviewed(data: Data, rows: slice, label_type: pa.DataType) -> Mapping[str, pa.Array]:
+    """Verdicts and corrected labels of some rows."""
+    located = data.located or Located.none()
+    here = range(rows.start, rows.stop)
+    said = dict(located.said) if located.said else {}
+    return {
+        "verdict": pa.array([said.get(row) for row in here] if said else [None] * len(here), pa.string()),
+        "corrected_label": pa.array(
+            [located.corrections.get(row) for row in here] if said else [None] * len(here), label_type
+        ),
+    }
 
 
 def _without(labels: pa.Array, unlike: np.ndarray, rows: slice) -> pa.Array:

@@ -10,6 +10,7 @@ import pytest
 from influence_batch.config import (
     AutoSolver,
     CgSolver,
+    GatesConfig,
     LissaSolver,
     Nystroem,
     Pca,
@@ -79,7 +80,7 @@ def test_defaults(file: Path, tmp_path: Path) -> None:
         "detection": {"threshold": 0.5, "budget": None, "target_precision": None, "evidence": 1000},
         "group_by": [],
         "self_check": 0,
-        "gates": {"error_rate": None, "suspects": None, "self_check": None, "unconverged": None},
+        "gates": dict.fromkeys(GatesConfig.model_fields),
         "cluster": {"kind": "none"},
         "memory_limit": 2 * 1024**3,
         "shard_rows": None,

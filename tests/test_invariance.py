@@ -17,6 +17,7 @@ import influence_batch
 from influence_batch.config import ClusterAddress, LocalCluster
 from influence_batch.execution import open_executor
 from tests.execution.processes import cluster
+from tests.tables import table_of
 
 ROWS, RTOL = 1_050, 1e-9
 MODELS = {
@@ -90,7 +91,7 @@ def assert_same(found: Any, expected: Any) -> None:
     np.testing.assert_array_equal(found.examples["rank"], expected.examples["rank"])
     assert found.run["train"]["fingerprint"] == expected.run["train"]["fingerprint"]
     for name in ("examples", "suspects", "test_points", "cross_influence"):
-        one, other = getattr(found, name), getattr(expected, name)
+        one, other = table_of(found, name), table_of(expected, name)
         assert list(one.columns) == list(other.columns)
         for column in one.columns:
             if column == "residual":  # what rounding has left

@@ -19,6 +19,7 @@ from influence_batch.execution import open_executor
 from influence_batch.plan import Plan
 from influence_batch.preparation import plan_audit, prepare
 from influence_batch.record import _without_secrets
+from tests.tables import table_of
 from tests.test_invariance import assert_same, running_on
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -178,7 +179,7 @@ def test_small_memory_rounds_nothing(
     assert large.run["execution"]["kept_in_memory"] == 1.0
     assert small.run["execution"]["kept_in_memory"] < 0.5
     for name in ("examples", "suspects", "test_points", "cross_influence"):
-        pd.testing.assert_frame_equal(getattr(small, name), getattr(large, name), check_exact=True)
+        pd.testing.assert_frame_equal(table_of(small, name), table_of(large, name), check_exact=True)
 
 
 def test_example_configs_of_clusters_are_valid() -> None:
