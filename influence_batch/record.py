@@ -70,6 +70,7 @@ def run_record(
             "gradient_norm": model.fit.gradient_norm,
             "gradient_tolerance": config.model.gradient_tolerance,
             "iterations": model.fit.iterations,
+            "begun_at_run": model.begun_at,
             "fitted_by": model.fit.method,
             "weights": "model.npz",
             "feature_steps": [

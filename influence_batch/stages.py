@@ -91,6 +91,7 @@ class Model:
     Attributes:
         l2: as configured or chosen.
         l2_losses: mean leave-one-out loss by l2, of those that were tried.
+        begun_at: the earlier run from whose weights the fit began, if there was one.
     """
 
     objective: Objective
@@ -98,6 +99,7 @@ class Model:
     fit: Fit
     l2: float
     l2_losses: Mapping[float, float] = field(default_factory=dict)
+    begun_at: str | None = None
 
 
 @dataclass(frozen=True)

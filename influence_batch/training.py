@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,7 @@ from influence_batch.influence.fit import relative_gradient_norm
 from influence_batch.influence.leave_one_out import leave_one_out_loss
 from influence_batch.influence.weights import load_weights
 from influence_batch.plan import preconditioner_bytes
+from influence_batch.report.runs import UnreadableRunError, open_run_folder, run_folders
 from influence_batch.solvers import Deferred, InverseHessian
 from influence_batch.solvers.choice import make_solver
 from influence_batch.stages import Data, Model, Progress, quiet
@@ -70,7 +73,9 @@ def train(data: Data, progress: Progress = quiet) -> Model:
         l2, start, losses = _choose_l2(data, objective_at, progress)
     else:
         l2 = config.l2
-    objective = objective_at(l2)
+    objective, begun_at = objective_at(l2), None
+    if config.weights is None and start is None:
+        start, begun_at = _last_weights(data, objective)
     if config.weights is None:
         result = fit_model(data, objective, "fit", start, progress)
     else:
@@ -78,7 +83,31 @@ def train(data: Data, progress: Progress = quiet) -> Model:
     test_set = None
     if data.test is not None:
         test_set = data.test.having(steps=train_set.steps, intercept=config.intercept)
-    return Model(objective, test_set, result, l2, losses)
+    return Model(objective, test_set, result, l2, losses, begun_at)
+
+
+def _last_weights(data: Data, objective: Objective) -> tuple[np.ndarray | None, str | None]:
+    """Weights (k, d) of the last run, if they are of this model and better than none, and its id.
+
+    A fit that begins there ends at the same optimum, in fewer passes the less has changed.
+    """
+    config = data.prepared.config
+    folders, _ = run_folders(Path(config.reports) / config.name)
+    if not folders:
+        return None, None
+    try:
+        run = open_run_folder(folders[-1])
+        labels = [item["label"] for item in run.record["train"].get("classes", ())]
+        now = json.loads(json.dumps(list(data.train.classes or ()), default=str))
+        model, k, d = run.record["model"], objective.k, objective.d - config.model.intercept
+        if labels != now or model["kind"] != config.model.kind or model["features"] != d:
+            return None, None
+        path = str(run.folder / model["weights"])
+        weights = load_weights(path, k=k, d=d, intercept=config.model.intercept)
+    except (UnreadableRunError, InputError, KeyError, TypeError):
+        return None, None  # the history says of such a run what is wrong with it
+    better = objective.at(weights).value < objective.at(np.zeros_like(weights)).value
+    return (weights, run.run_id) if better else (None, None)
 
 
 def _choose_l2(
