@@ -1,4 +1,4 @@
-"""The commands that look back, as a user runs them: real processes on a real run."""
+"""The commands that look back, as a user runs them, on a real run."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from xml.etree import ElementTree
 import pandas as pd
 import pytest
 import yaml
+from click.testing import CliRunner, Result
 
 import influence_batch
+from flows.cli import main
 from tests.flows.processes import run
 from tests.planted import config, make, save, spoil
 
@@ -26,6 +28,11 @@ def audited(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path.write_text(yaml.safe_dump(config(folder, reports=str(folder / "reports"))), encoding="utf-8")
     influence_batch.audit(path)
     return path
+
+
+def here(*arguments: str) -> Result:
+    """The same command in this process, where nothing of a process is in question."""
+    return CliRunner().invoke(main, list(arguments))
 
 
 def test_review_takes_in_gives_back_and_counts(audited: Path, tmp_path: Path) -> None:
@@ -53,8 +60,8 @@ def test_review_takes_in_gives_back_and_counts(audited: Path, tmp_path: Path) ->
     )
     labels = pd.read_csv(out).set_index("id").label
     assert labels.index[labels != truth].tolist() == [2, 3, 4, 5, 6, 7, 8]
-    again = run("export-labels", str(audited), str(out))
-    assert again.returncode == 2
+    again = here("export-labels", str(audited), str(out))
+    assert again.exit_code == 2
     assert again.stderr == f"error: export-labels: {out} is there already; expected the name of a new file\n"
     assert audited.with_name("train.parquet").read_bytes() == before
 
@@ -75,27 +82,27 @@ def test_a_wrong_file_is_told_and_leaves_nothing(audited: Path, tmp_path: Path) 
 
 def test_history_prints_the_trend(audited: Path, tmp_path: Path) -> None:
     (audited.parent / "reports" / "week" / "run_id=old").mkdir()
-    table = run("history", str(audited))
-    assert table.returncode == 0
+    table = here("history", str(audited))
+    assert table.exit_code == 0
     assert "1 run in " in table.stdout
     assert "note: The folder run_id=old is no run: left out." in table.stdout
     content = json.loads(run("history", str(audited), "--json").stdout)
     [line] = content["runs"]
     assert (line["n_train"], line["n_suspects"], line["new"], line["resolved"]) == (300, 8, 8, 0)
     assert line["run_id"] in table.stdout
-    none = run("history", str(audited), "--reports", str(tmp_path))
-    assert none.returncode == 2
+    none = here("history", str(audited), "--reports", str(tmp_path))
+    assert none.exit_code == 2
     assert "the audit has no run yet" in none.stderr
 
 
 def test_a_junit_file_says_that_there_was_no_run(audited: Path, tmp_path: Path) -> None:
     junit = tmp_path / "gates.xml"
     junit.write_text("of last night")
-    result = run("audit", str(audited), "--set", "train.label=lable", "--junit", str(junit))
-    assert result.returncode == 2
+    result = here("audit", str(audited), "--set", "train.label=lable", "--junit", str(junit))
+    assert result.exit_code == 2
     [suite] = ElementTree.parse(junit).getroot()
     assert suite.get("errors") == "1"
     assert "did you mean label?" in suite.find("testcase/error").text
-    nowhere = run("audit", str(audited), "--junit", str(tmp_path / "none" / "gates.xml"))
-    assert nowhere.returncode == 2
+    nowhere = here("audit", str(audited), "--junit", str(tmp_path / "none" / "gates.xml"))
+    assert nowhere.exit_code == 2
     assert nowhere.stderr.startswith("error: --junit: the folder ")
