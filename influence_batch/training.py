@@ -15,7 +15,7 @@ from influence_batch.errors import InputError, RunError
 from influence_batch.execution import gather_rows
 from influence_batch.features import fit_step, restore_step
 from influence_batch.influence import Fit, Objective, fit
-from influence_batch.influence.fit import relative_gradient_norm
+from influence_batch.influence.fit import relative_gradient_norm, sample
 from influence_batch.influence.leave_one_out import leave_one_out_loss
 from influence_batch.influence.weights import load_weights
 from influence_batch.plan import preconditioner_bytes
@@ -28,6 +28,8 @@ from influence_batch.stages import Data, Model, Progress, quiet
 # where leverages are matrix products, few where each takes solves.
 _L2_EXPONENTS, _L2_FIRST = range(-6, 2), -3
 _L2_ROWS, _L2_ROWS_SOLVED = 5_000, 100
+# Relative gradient norm of their fits: the loss is flat at an optimum.
+_L2_TOLERANCE = 1e-4
 
 
 def train(data: Data, progress: Progress = quiet) -> Model:
@@ -130,16 +132,14 @@ def _choose_l2(
             objective = objective_at(10.0**exponent)
 
             def compute() -> Mapping[str, np.ndarray]:
-                config = data.prepared.config.model
+                most = data.prepared.config.model.max_iterations
+                tolerance = _L2_TOLERANCE
                 weights = fit(
-                    objective,
-                    config.gradient_tolerance,
-                    config.max_iterations,
-                    start,
-                    may_assemble=dense,
+                    objective, tolerance, most, start, may_assemble=dense, polished=tolerance
                 ).weights
                 try:
-                    inverse = make_inverse(data, objective, weights, None)
+                    near = (sample(objective) if dense else None) or objective
+                    inverse = make_inverse(data, near, weights, None)
                     loss = leave_one_out_loss(objective, weights, inverse, some, dense)
                 except RunError:
                     loss = np.inf  # an optimum that is all but undetermined

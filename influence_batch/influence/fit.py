@@ -104,7 +104,7 @@ def fit(
         forcing = min(0.1, np.sqrt(norm), 0.5 * norm / previous if previous < np.inf else 0.1)
         previous = norm
         if worth_factoring and method == "cg" and norm <= _NEAR and spent > _FEW:
-            objective, worth_factoring = _factored(objective, _sample(objective), weights), False
+            objective, worth_factoring = _factored(objective, sample(objective), weights), False
         damped = objective.with_damping(damping).hessian(weights)
         step, method, spent = _newton_step(damped, point, method, max(forcing, 0.1 * tolerance / norm), most)
         moved = _line_search(objective, weights, point, step)
@@ -134,8 +134,8 @@ def sample_rows(n: int, d: int, preconditioner_bytes: float) -> int:
     return 0 if 2 * wanted > n or count < 2 * d else count
 
 
-def _sample(objective: Objective) -> Objective | None:
-    """J over those rows, the same for any sharding."""
+def sample(objective: Objective) -> Objective | None:
+    """J over those rows, the same for any sharding; None where all are few."""
     n = objective.dataset.n_rows
     count = sample_rows(n, objective.d, objective.preconditioner_bytes)
     if count == 0:
@@ -146,7 +146,7 @@ def _sample(objective: Objective) -> Objective | None:
 
 def _begun(objective: Objective, may_assemble: bool) -> tuple[Objective, np.ndarray | None]:
     """With the Hessian of a sample as preconditioner; weights (k, d) near its optimum, None without one."""
-    small = _sample(objective)
+    small = sample(objective)
     if small is None:
         return objective, None
     try:
@@ -196,9 +196,9 @@ def _newton_step(
     return step.reshape(hessian.weights.shape), method, spent
 
 
-def _factored(objective: Objective, sample: Objective | None, weights: np.ndarray) -> Objective:
+def _factored(objective: Objective, near: Objective | None, weights: np.ndarray) -> Objective:
     """The objective with the inverse of its own or its sample's Hessian here as the preconditioner."""
-    near = objective if sample is None else sample
+    near = near or objective
     try:
         return objective.with_near_inverse(Direct(near.hessian(weights)).backsolve)
     except SolverError:
