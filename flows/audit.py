@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
 
 from flows.environment import set_defaults
 
 set_defaults()
 
-from prefect import flow, task  # noqa: E402
+from prefect import flow, runtime, task  # noqa: E402
 from prefect.cache_policies import NO_CACHE  # noqa: E402
 
+from flows.artifacts import leave_artifacts  # noqa: E402
+from flows.notification import notify  # noqa: E402
 from flows.progress import terminal_progress  # noqa: E402
 from flows.stopping import interruptible  # noqa: E402
 from influence_batch.audit import run  # noqa: E402
@@ -53,16 +56,35 @@ def _stage(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     return stage
 
 
-@flow(name="audit", validate_parameters=False, persist_result=False)
+def _run_name() -> str:
+    """Name of the audit, and the day for which the run was scheduled (UTC)."""
+    given = runtime.flow_run.parameters
+    try:
+        name = load_config(given["config"], given.get("overrides") or (), given.get("reports")).name
+    except (InputError, KeyError):
+        name = "audit"  # the run itself says what is wrong with its config
+    day = runtime.flow_run.scheduled_start_time or datetime.now(UTC)
+    return f"{name} {day.astimezone(UTC):%Y-%m-%d}"
+
+
+@flow(
+    name="audit",
+    flow_run_name=_run_name,
+    validate_parameters=False,
+    persist_result=False,
+    on_completion=[notify],
+    on_failure=[notify],
+    on_crashed=[notify],
+)
 def audit_flow(
     config: str | dict[str, Any], overrides: list[str] | None = None, reports: str | None = None
 ) -> dict[str, Any]:
     """Audit a dataset: the same stages as `influence_batch.audit`, each a task.
 
     Args:
-        config: path of a YAML config, or its content.
-        overrides: `key.key=value` pairs.
-        reports: folder of the reports in the place of the config's.
+        config: Path of a YAML config on the machine that runs the audit, or its content.
+        overrides: Keys of the config to change for this run, each as `key.key=value`: `model.l2=1e-4`.
+        reports: Folder of the reports, in the place of the config's.
 
     Returns:
         What `influence-batch audit --json` prints.
@@ -72,6 +94,7 @@ def audit_flow(
     """
     with terminal_progress() as progress:
         outcome = run(load_config(config, overrides or (), reports), progress, _stage)
+    leave_artifacts(outcome)
     if failed := failed_gates(outcome.run):
         raise GateError("\n".join(failed), outcome.summary())
     return outcome.summary()

@@ -69,14 +69,18 @@ def audit(
 
 def _audit(config: Path, overrides: tuple[str, ...], reports: Path | None) -> tuple[dict[str, Any], str]:
     """The summary of the run, and which gates it did not pass, in words."""
+    from flows.notification import telling_failures
     from flows.stopping import ending_on_signals
     from influence_batch.config import load_config
     from influence_batch.errors import GateError
     from influence_batch.preparation import open_run, plan_audit, prepare
 
+    _log_to_stderr()
+    checked = load_config(config, overrides, reports)
     # What footers, labels, config and the reports folder already tell is told before Prefect takes its
     # seconds to start.
-    open_run(*plan_audit(prepare(load_config(config, overrides, reports)))).close()
+    with telling_failures(checked):
+        open_run(*plan_audit(prepare(checked))).close()
     try:
         with ending_on_signals():
             return _run_flow(config, overrides, reports), ""
@@ -106,7 +110,6 @@ def _run_flow(config: Path, overrides: tuple[str, ...], reports: Path | None) ->
     os.environ.setdefault("PREFECT_LOGGING_ROOT_LEVEL", "ERROR")
     from flows.audit import audit_flow
 
-    _log_to_stderr()
     summary: dict[str, Any] = audit_flow(
         str(config), list(overrides), None if reports is None else str(reports)
     )
@@ -322,6 +325,53 @@ def schema(table: str | None, as_json: bool) -> None:
         click.secho(name, bold=True)
         for column in columns:
             click.echo(f"  {column['name']} ({column['type']}): {column['meaning']}")
+
+
+_CONFIGS = click.argument(
+    "configs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="CONFIG..."
+)
+_CRON = click.option("--cron", metavar="CRON", help='When to run: "0 2 * * *" is every night at two.')
+_INTERVAL = click.option("--interval", metavar="TIME", help="In its place: how often to run, such as 12h.")
+_TIMEZONE = click.option("--timezone", default="UTC", show_default=True, help="Of --cron: Europe/Berlin.")
+
+
+@main.command()
+@_CONFIGS
+@SET
+@REPORTS
+@_CRON
+@_INTERVAL
+@_TIMEZONE
+@answers_in_words
+def serve(configs: tuple[Path, ...], overrides: tuple[str, ...], reports: Path | None, **when: Any) -> None:
+    """Run the audit of each CONFIG on a schedule from this machine, until Ctrl-C or SIGTERM.
+
+    Needs a Prefect server (PREFECT_API_URL), which keeps the schedule. Audits run one after the other.
+    """
+    from flows.deploying import serve_audits
+
+    serve_audits(configs, overrides, reports, **when)
+
+
+@main.command()
+@_CONFIGS
+@SET
+@REPORTS
+@click.option("--pool", required=True, metavar="NAME", help="Work pool whose workers run them.")
+@_CRON
+@_INTERVAL
+@_TIMEZONE
+@answers_in_words
+def deploy(
+    configs: tuple[Path, ...], overrides: tuple[str, ...], reports: Path | None, pool: str, **when: Any
+) -> None:
+    """Deploy the audit of each CONFIG to a work pool of a Prefect server (PREFECT_API_URL).
+
+    A worker of the pool runs it on schedule, where this package is installed and CONFIG has the same path.
+    """
+    from flows.deploying import deploy_audits
+
+    deploy_audits(configs, overrides, reports, pool, **when)
 
 
 if __name__ == "__main__":

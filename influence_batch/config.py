@@ -25,6 +25,7 @@ from pydantic_core import PydanticCustomError
 
 from influence_batch.config_errors import told
 from influence_batch.config_files import apply_override, plain, read_yaml
+from influence_batch.config_notify import NotifyConfig
 from influence_batch.errors import InputError
 
 
@@ -394,6 +395,7 @@ class AuditConfig(_Section):
         description="a whole number, 0 or more: examples that are really left out and refitted without",
     )
     gates: GatesConfig = GatesConfig()
+    notify: NotifyConfig | None = Field(None, description="a mapping with the keys url, on, headers")
     cluster: ClusterConfig = NoCluster()
     memory_limit: Annotated[ByteSize, BeforeValidator(_no_truth_value)] = Field(
         ByteSize(2 * 1024**3), ge=1024**2, description="a size such as 2GiB or 500MB, at least 1MiB"

@@ -172,7 +172,7 @@ def open_run(prepared: Prepared, plan: Plan) -> RunWriter:
 
 def _key(prepared: Prepared, plan: Plan) -> str:
     """16 hexadecimal digits of all that parts depend on: config, files, code, how the data are cut."""
-    config = prepared.config.model_dump(mode="json", exclude={"reports", "gates"})
+    config = prepared.config.model_dump(mode="json", exclude={"reports", "gates", "notify"})
     cuts = [
         [(ref.start, ref.rows) for ref in dataset.refs]
         for dataset in (prepared.train, prepared.test)

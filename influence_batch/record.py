@@ -41,7 +41,7 @@ def run_record(
 ) -> dict[str, Any]:
     """Content of run.json, as plain JSON types."""
     config = data.prepared.config
-    content = _without_secrets(config.model_dump(mode="json"))
+    content = _without_secrets(config.model_dump(mode="json", exclude={"notify"}))
     points = crossed.test_points
     residual = points["residual"]
     n_test = len(residual)

@@ -26,8 +26,8 @@ MODEL_KEYS = (
     "gradient_tolerance, max_iterations"
 )
 TOP_KEYS = (
-    "name, train, test, model, solver, influence, detection, group_by, self_check, gates, cluster, "
-    "memory_limit, shard_rows, seed, reports"
+    "name, train, test, model, solver, influence, detection, group_by, self_check, gates, notify, "
+    "cluster, memory_limit, shard_rows, seed, reports"
 )
 STEPS = "standardize, unit_norm, pca, random_fourier, nystroem"
 
@@ -81,6 +81,7 @@ def test_defaults(file: Path, tmp_path: Path) -> None:
         "group_by": [],
         "self_check": 0,
         "gates": dict.fromkeys(GatesConfig.model_fields),
+        "notify": None,
         "cluster": {"kind": "none"},
         "memory_limit": 2 * 1024**3,
         "shard_rows": None,

@@ -1,0 +1,130 @@
+"""What a run leaves in Prefect: a headline and the top of the list, as artifacts of its flow run."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from influence_batch.gates import failed_gates
+from influence_batch.report import load_report
+from influence_batch.stages import Outcome
+
+_LOG = logging.getLogger("influence_batch")
+
+_ROWS = 20
+_NOTES = 20
+_LENGTH = 500
+_COLUMNS = (
+    "rank",
+    "id",
+    "given_label",
+    "suggested_label",
+    "p_mislabeled",
+    "state",  # where the report knows earlier runs
+    "reason",
+)
+
+
+def leave_artifacts(outcome: Outcome) -> None:
+    """Two artifacts, keyed by the audit's name so that Prefect shows them over the nights.
+
+    They are a view of a report that is written: where the API refuses them, the log says so.
+    """
+    # Imported late: a run should not wait for it.
+    from prefect.artifacts import create_markdown_artifact, create_table_artifact
+
+    key = artifact_key(str(outcome.run["name"]))
+
+    def left(what: str, leave: Callable[[], object]) -> None:
+        try:
+            leave()
+        except Exception as error:  # whatever an API can answer
+            _LOG.warning(
+                "no artifact with %s in Prefect: %s: %s", what, type(error).__name__, plain_text(error)
+            )
+
+    left(
+        "the headline",
+        lambda: create_markdown_artifact(
+            markdown=headline(outcome), key=f"{key}-report", description="What the audit found"
+        ),
+    )
+    left(
+        "the top suspects",
+        lambda: create_table_artifact(
+            table=top_suspects(outcome.run_dir),
+            key=f"{key}-suspects",
+            description=f"The {_ROWS} most suspect rows at most; the report has the list",
+        ),
+    )
+
+
+def artifact_key(name: str) -> str:
+    """An audit's name as Prefect takes keys: lower-case letters, digits and dashes."""
+    return re.sub("[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+def plain_text(value: object) -> str:
+    """A value on one line, not too long, without control characters."""
+    text = " ".join("".join(c if c.isprintable() else " " for c in str(value)).split())
+    return text if len(text) <= _LENGTH else text[: _LENGTH - 3] + "..."
+
+
+def as_text(value: object) -> str:
+    """A value as Markdown that shows it as it is: no markup, no HTML, no link comes out of data."""
+    return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", plain_text(value))
+
+
+def headline(outcome: Outcome) -> str:
+    """The run's figures, gates and notes, as Markdown."""
+    run, found = outcome.run, outcome.run["detection"]
+    figures = {
+        "examples": run["train"]["rows"],
+        "suspects": found["n_suspects"],
+        "estimated errors": f"{found['estimated_errors']:.1f} (between {found['estimated_errors_low']:.1f} "
+        f"and {found['estimated_errors_high']:.1f})",
+        "seconds of work": f"{sum(run['seconds'].values()):.1f}",
+    }
+    for name in ("estimated_precision", "estimated_recall"):
+        if isinstance(found.get(name), float):
+            figures[f"{name.replace('_', ' ')} of the list"] = f"{found[name]:.0%}"
+    lines = [f"# {as_text(run['name'])}: {found['n_suspects']} suspects", "", "| | |", "|---|---|"]
+    lines += [f"| {name} | {as_text(value)} |" for name, value in figures.items()]
+    if failed := failed_gates(run):
+        lines += ["", "**Past a gate**", "", *(f"- {as_text(reason)}" for reason in failed)]
+    elif run["gates"]:
+        lines += ["", "All gates passed."]
+    if run["notes"]:
+        lines += ["", "**Notes**", "", *(f"- {as_text(note)}" for note in run["notes"][:_NOTES])]
+    lines += ["", f"Report: {_link(outcome.run_dir)}"]
+    page = outcome.run_dir / "report.html"
+    if page.exists():
+        lines += ["", f"Page: {_link(page)}"]
+    return "\n".join(lines) + "\n"
+
+
+def _link(path: Path) -> str:
+    """A path with its file URL, which has no character left that ends a Markdown link."""
+    return f"[{as_text(path)}]({path.absolute().as_uri()})"
+
+
+def top_suspects(run_dir: Path) -> list[dict[str, Any]]:
+    """The first rows of the list. Prefect's page reads cells of text as Markdown."""
+    suspects = load_report(run_dir).suspects
+    names = [name for name in _COLUMNS if name in suspects.columns]
+    return [
+        {
+            name: int(value) if name == "rank" else as_text(_shown(value))
+            for name, value in zip(names, row, strict=True)
+        }
+        for row in suspects[names].head(_ROWS).itertuples(index=False, name=None)
+    ]
+
+
+def _shown(value: object) -> object:
+    if value is None or value != value:
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) and not value.is_integer() else value

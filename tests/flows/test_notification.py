@@ -1,0 +1,183 @@
+"""What a webhook is told: against a real HTTP server. With the real flow: `test_work_pool.py`."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows import notification
+from flows.notification import Ending, tell
+from influence_batch.config import AuditConfig, load_config
+from tests.flows.processes import run
+from tests.flows.webhooks import Webhook, listening
+
+FINE = Ending("done", (), {"run_dir": "/reports/a", "n_suspects": 3, "estimated_errors": 2.5, "notes": ["n"]})
+GATE = Ending("gate", ["gates.suspects: the list has 3 rows; accepted: at most 2"], FINE.summary)
+FAILURE = Ending("failure", ["train.path: found nothing", "test.path: found nothing"])
+
+
+@pytest.fixture
+def webhook(monkeypatch: pytest.MonkeyPatch) -> Iterator[Webhook]:
+    monkeypatch.setattr(notification, "_PAUSE_SECONDS", 0.01)
+    with listening() as server:
+        yield server
+
+
+def config(folder: Path, url: str, **notify: Any) -> AuditConfig:
+    content = {
+        "name": "tickets",
+        "train": {"path": "train.parquet", "label": "y"},
+        "notify": {"url": url, **notify},
+        "reports": str(folder / "reports"),
+    }
+    return load_config(content)
+
+
+def test_failures_gates_and_the_first_fine_run_after_them(tmp_path: Path, webhook: Webhook) -> None:
+    told = config(tmp_path, webhook.url)
+    for ending in (FINE, FAILURE, FAILURE, FINE, FINE, GATE, FINE):
+        tell(told, ending, "tickets 2026-11-25")
+    events = [body["event"] for body in webhook.bodies]
+    assert events == ["failure", "failure", "recovery", "gate", "recovery"]
+    gate = webhook.bodies[3]
+    assert (gate["audit"], gate["flow_run"]) == ("tickets", "tickets 2026-11-25")
+    assert gate["status"] == "gate"
+    assert gate["run_dir"] == "/reports/a"
+    assert gate["reasons"] == list(GATE.reasons)
+    assert gate["figures"] == {"n_suspects": 3, "estimated_errors": 2.5}
+    assert gate["notes"] == ["n"]
+    assert gate["text"] == f"Audit tickets: done, and past a gate\n- {GATE.reasons[0]}"
+    failure, recovery = webhook.bodies[0], webhook.bodies[2]
+    assert (failure["run_dir"], failure["figures"], failure["reasons"]) == (None, {}, list(FAILURE.reasons))
+    assert (recovery["status"], recovery["reasons"]) == ("done", [])
+    assert [path.name for path in (tmp_path / "reports").iterdir()] == [".last-ending-tickets.json"]
+
+
+def test_only_what_was_asked_for(tmp_path: Path, webhook: Webhook) -> None:
+    told = config(tmp_path, webhook.url, on="recovery")
+    for ending in (FAILURE, GATE, FINE):
+        tell(told, ending)
+    assert [body["event"] for body in webhook.bodies] == ["recovery"]
+
+
+def test_a_recovery_that_was_not_told_is_told_by_the_next_fine_run(tmp_path: Path, webhook: Webhook) -> None:
+    told = config(tmp_path, webhook.url)
+    tell(told, GATE)
+    webhook.answers = [500, 500, 500]
+    tell(told, FINE)
+    tell(told, FINE)
+    tell(told, FINE)
+    assert [body["event"] for body in webhook.bodies] == ["gate", *["recovery"] * 4]
+
+
+def test_what_is_remembered_may_be_damaged(
+    tmp_path: Path, webhook: Webhook, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "reports").mkdir()
+    file = tmp_path / "reports" / ".last-ending-tickets.json"
+    file.write_text("[")
+    tell(config(tmp_path, webhook.url), FINE)
+    assert f"{file} cannot be read" in caplog.text
+    assert json.loads(file.read_text())["status"] == "done"
+    assert webhook.requests == []
+
+
+@pytest.mark.parametrize(
+    ("answers", "attempts", "message"),
+    [
+        ([503, 429], 3, None),
+        ([500, 502, 503], 3, "notify.url (http://127.0.0.1) answered 503; attempts: 3"),
+        ([403], 1, "notify.url (http://127.0.0.1) answered 403; attempts: 1"),
+        ([204], 1, None),
+        (
+            [302],
+            1,
+            "notify.url (http://127.0.0.1) answered 302, a redirect to http://elsewhere.example; redirects "
+            "are not followed, since headers would go with them: name the right place in notify.url",
+        ),
+    ],
+)
+def test_answers(
+    tmp_path: Path,
+    webhook: Webhook,
+    caplog: pytest.LogCaptureFixture,
+    answers: list[int],
+    attempts: int,
+    message: str | None,
+) -> None:
+    webhook.answers = answers
+    tell(config(tmp_path, f"{webhook.url}/hidden-token"), FAILURE)
+    assert len(webhook.requests) == attempts
+    if message is None:
+        assert caplog.text == ""
+    else:
+        assert f"nobody was notified: {message}" in caplog.text
+    assert "hidden" not in caplog.text
+    assert "secret" not in caplog.text
+
+
+def test_a_webhook_that_does_not_answer_is_given_up(
+    tmp_path: Path, webhook: Webhook, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(notification, "_TIMEOUT_SECONDS", 0.1)
+    webhook.delay = 0.3
+    tell(config(tmp_path, webhook.url), FAILURE)
+    assert "did not answer within 0.1 s; attempts: 3" in caplog.text
+    assert len(webhook.requests) == 3
+
+
+def test_a_webhook_that_is_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(notification, "_PAUSE_SECONDS", 0.01)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        tell(config(tmp_path, f"http://127.0.0.1:{free.getsockname()[1]}"), FAILURE)
+    assert "could not be reached (ConnectError); attempts: 3" in caplog.text
+
+
+def test_secrets_come_from_the_environment_and_go_nowhere_else(
+    tmp_path: Path, webhook: Webhook, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "influence_batch")
+    told = config(tmp_path, "${HOOK}/audits", headers={"Authorization": "Bearer ${HOOK_TOKEN}"})
+    tell(told, FAILURE)
+    assert "notify.url names the environment variable HOOK, which is not set" in caplog.text
+    monkeypatch.setenv("HOOK", webhook.url)
+    tell(told, FAILURE)
+    assert "notify.headers.Authorization names the environment variable HOOK_TOKEN, which" in caplog.text
+    assert webhook.requests == []
+    monkeypatch.setenv("HOOK_TOKEN", "s3cret")
+    tell(told, FAILURE)
+    [(path, headers, _)] = webhook.requests
+    assert (path, headers["Authorization"]) == ("/audits", "Bearer s3cret")
+    monkeypatch.setenv("HOOK_TOKEN", "s3cret\nX-Other: 1")
+    tell(told, FAILURE)
+    monkeypatch.setenv("HOOK", "s3cret:// nothing")
+    monkeypatch.setenv("HOOK_TOKEN", "s3cret")
+    tell(told, FAILURE)
+    assert len(webhook.requests) == 1
+    assert caplog.text.count("nobody was notified") == 4
+    assert "s3cret" not in caplog.text
+    assert "s3cret" not in (tmp_path / "reports" / ".last-ending-tickets.json").read_text()
+
+
+def test_a_failure_before_the_flow_starts_is_told(tmp_path: Path, webhook: Webhook) -> None:
+    # In a file the key `on` is a truth value, to YAML 1.1.
+    (tmp_path / "tickets.yaml").write_text(
+        f"train: {{path: nothing.parquet, label: y}}\nnotify:\n  url: {webhook.url}\n  on: [failure]\n"
+    )
+    env = {**os.environ, "PREFECT_HOME": str(tmp_path / "prefect")}
+    result = run("audit", str(tmp_path / "tickets.yaml"), env=env)
+    assert result.returncode == 2
+    [body] = webhook.bodies
+    assert (body["audit"], body["event"]) == ("tickets", "failure")
+    assert [f"error: {reason}" for reason in body["reasons"]] == result.stderr.splitlines()
+    assert body["reasons"][0].startswith("train.path: ")

@@ -1,0 +1,189 @@
+"""A real Prefect server: a work pool with a process worker, and serving; as the README has them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+import influence_batch
+from flows.artifacts import as_text
+from tests.flows.processes import COMMAND, children, listeners, run
+from tests.flows.servers import PREFECT, Server, group, prefect_server, wait_for
+from tests.flows.webhooks import Webhook, listening
+
+LABELS = ("<script>alert(1)</script>", "[sun](http://a.example) | *b* `c`\n# d")
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with prefect_server(tmp_path_factory.mktemp("server")) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def webhook() -> Iterator[Webhook]:
+    with listening() as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def tickets(tmp_path_factory: pytest.TempPathFactory, webhook: Webhook) -> Path:
+    """The config of an audit of 300 rows in two classes apart, 15 of them wrong."""
+    folder = tmp_path_factory.mktemp("tickets")
+    random = np.random.default_rng(0)
+    true = random.integers(2, size=300)
+    features = random.standard_normal((300, 4)) + 2.5 * true[:, None]
+    given = np.where(np.arange(300) < 15, 1 - true, true)
+    frame = pd.DataFrame(features, columns=list("abcd")).assign(label=np.array(LABELS)[given])
+    frame.to_parquet(folder / "train.parquet")
+    config = {
+        "train": {"path": "train.parquet", "label": "label"},
+        "notify": {"url": "${AUDIT_WEBHOOK}", "headers": {"Authorization": "Bearer ${AUDIT_TOKEN}"}},
+        "gates": {"suspects": 200},
+    }
+    (folder / "tickets.yaml").write_text(yaml.safe_dump(config))
+    return folder / "tickets.yaml"
+
+
+def start_run(server: Server, deployment: str, **parameters: Any) -> str:
+    return str(server.ask(f"deployments/{deployment}/create_flow_run", {"parameters": parameters})["id"])
+
+
+def ended(server: Server, flow_run: str) -> dict[str, Any]:
+    """The flow run once its state is final."""
+
+    def final() -> dict[str, Any] | None:
+        found: dict[str, Any] = server.ask(f"flow_runs/{flow_run}")
+        return found if found["state_type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED") else None
+
+    return wait_for(final, 90)
+
+
+def test_a_worker_of_a_pool_runs_the_deployment_through_to_a_report(
+    server: Server, tickets: Path, webhook: Webhook, tmp_path: Path
+) -> None:
+    arguments = ["--pool", "nightly", "--cron", "0 2 * * *", "--timezone", "Europe/Berlin"]
+    missing = run("deploy", str(tickets), *arguments, env=server.env)
+    assert missing.returncode == 2
+    assert missing.stderr == (
+        "error: --pool: found 'nightly'; the Prefect server has: none; create it with "
+        "`prefect work-pool create nightly --type process`\n"
+    )
+    subprocess.run(
+        [*PREFECT, "work-pool", "create", "nightly", "--type", "process"],
+        env=server.env,
+        check=True,
+        capture_output=True,
+    )
+    deployed = run("deploy", str(tickets), *arguments, env=server.env)
+    assert deployed.returncode == 0, deployed.stderr
+    assert "deployed audit/tickets to the work pool nightly: at 0 2 * * * (Europe/Berlin)" in deployed.stdout
+    assert deployed.stdout.endswith("prefect worker start --pool nightly\n")
+
+    found = server.ask("deployments/name/audit/tickets")
+    assert found["parameters"] == {"config": str(tickets)}
+    assert found["schedules"][0]["schedule"]["cron"] == "0 2 * * *"
+    assert found["schedules"][0]["schedule"]["timezone"] == "Europe/Berlin"
+    parameters = found["parameter_openapi_schema"]["properties"]
+    assert set(parameters) == {"config", "overrides", "reports"}
+    assert all(parameter["description"] for parameter in parameters.values())
+
+    worker = [*PREFECT, "worker", "start", "--pool", "nightly"]
+    env = {**server.env, "AUDIT_WEBHOOK": webhook.url, "AUDIT_TOKEN": "s3cret"}
+    del webhook.requests[:]
+    with (tmp_path / "worker.log").open("w") as log, group(worker, env, log) as process:
+        # Past a gate: the run is failed with the reason, and the report is there.
+        gate = ended(server, start_run(server, found["id"], overrides=["gates.suspects=1"]))
+        said = (tmp_path / "worker.log").read_text()
+        assert gate["state_type"] == "FAILED", said
+        assert "gates.suspects: the list has " in gate["state"]["message"]
+        assert "Traceback" not in said
+        # Killed: the process cannot tell anybody, the server knows.
+        killed = start_run(server, found["id"])
+        for pid in wait_for(lambda: running(killed)):
+            os.kill(pid, signal.SIGKILL)
+        assert ended(server, killed)["state_type"] == "CRASHED"
+        fine = ended(server, start_run(server, found["id"]))
+        assert fine["state_type"] == "COMPLETED", (tmp_path / "worker.log").read_text()
+        wait_for(lambda: len(webhook.requests) == 2)
+        assert listeners(server.pid) == {"0100007F"}
+        assert listeners(process.pid) <= {"0100007F"}
+        process.send_signal(signal.SIGTERM)
+        process.wait(timeout=30)
+        assert children(process.pid) == []
+
+    day = fine["expected_start_time"][:10]
+    assert fine["name"] == gate["name"] == f"tickets {day}"
+    assert [body["event"] for body in webhook.bodies] == ["gate", "recovery"]
+    assert all(headers["Authorization"] == "Bearer s3cret" for _, headers, _ in webhook.requests)
+    assert webhook.bodies[0]["flow_run"] == gate["name"]
+    recovery = webhook.bodies[1]
+    report = influence_batch.load_report(recovery["run_dir"])
+    assert recovery["figures"]["n_suspects"] == len(report.suspects)
+    assert "notify" not in report.run["config"]
+    logs = server.ask("logs/filter", {"logs": {"flow_run_id": {"any_": [fine["id"]]}}, "limit": 200})
+    assert not any("s3cret" in line["message"] for line in logs)
+
+    artifacts = server.ask("artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [fine["id"]]}}})
+    by_key = {artifact["key"]: artifact for artifact in artifacts}
+    assert set(by_key) == {"tickets-report", "tickets-suspects"}
+    text = by_key["tickets-report"]["data"]
+    assert f"# tickets: {len(report.suspects)} suspects" in text
+    assert f"]({Path(recovery['run_dir']).as_uri()})" in text
+    assert "All gates passed." in text
+    assert all(f"- {as_text(note)}" in text for note in report.run["notes"])
+    table = json.loads(by_key["tickets-suspects"]["data"])
+    top = report.suspects.head(20)
+    assert len(table) == len(top) >= 10
+    for row, expected in zip(table, top.itertuples(), strict=True):
+        assert row["rank"] == expected.Index + 1
+        for name in ("id", "given_label", "suggested_label", "reason"):
+            assert row[name] == as_text(getattr(expected, name))
+    assert {row["given_label"] for row in table} == {as_text(label) for label in LABELS}
+    past = server.ask("artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [gate["id"]]}}})
+    [headline] = [artifact["data"] for artifact in past if artifact["type"] == "markdown"]
+    assert "**Past a gate**\n\n- gates\\.suspects\\: the list has " in headline
+
+
+def running(flow_run: str) -> list[int]:
+    """Ids of the processes that Prefect has started for a flow run: their environment names it."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                if flow_run in (entry / "environ").read_text(errors="replace"):
+                    found.append(int(entry.name))
+            except OSError:
+                continue
+    return found
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_served_audits_run_on_their_schedule_and_end_with_a_signal(
+    server: Server, tickets: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    name = f"served-{number.name}"
+    command = [*COMMAND, "serve", str(tickets), "--set", f"name={name}", "--interval", "3s"]
+    command += ["--set", "notify=null", "--reports", str(tmp_path)]
+    log = tmp_path / "serve.log"
+    with log.open("w") as stream, group(command, server.env, stream) as process:
+        wait_for(lambda: list(tmp_path.glob(f"{name}/run_id=*")) or process.poll() is not None)
+        assert process.poll() is None, log.read_text()
+        process.send_signal(number)
+        assert process.wait(timeout=60) == 0, log.read_text()
+        assert children(process.pid) == []
+    said = log.read_text()
+    assert f"  audit/{name}: every 3s; reports in {tmp_path}\n" in said
+    assert said.endswith("stopped; the schedules are paused until the audits are served again\n")
+    assert "Traceback" not in said
+    assert server.ask(f"deployments/name/audit/{name}")["paused"] is True
