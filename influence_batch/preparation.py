@@ -19,6 +19,7 @@ from influence_batch.dataset import Columns, Dataset, match_columns, open_datase
 from influence_batch.dataset.columns import storage_type
 from influence_batch.dataset.files import file_state
 from influence_batch.dataset.inspection import count_train_labels, find_classes
+from influence_batch.dataset.showing import resolve_show
 from influence_batch.errors import InputError
 from influence_batch.influence.weights import check_exists
 from influence_batch.plan import Plan, make_plan, shard_rows
@@ -48,7 +49,8 @@ def prepare(config: AuditConfig, verdicts: pd.DataFrame | None = None) -> Prepar
     paths += [config.model.weights] if config.model.weights else []
     files = {path: file_state(path) for path in dict.fromkeys(paths)}
     checked = None if verdicts is None else check_verdicts(verdicts)
-    return Prepared(config, train_set, test_set, regression, files, checked)
+    shown = resolve_show(config.report.show, train_set, test_set) if config.report.page else None
+    return Prepared(config, train_set, test_set, regression, files, checked, shown)
 
 
 def require_unchanged(prepared: Prepared) -> None:
@@ -136,7 +138,7 @@ def open_run(prepared: Prepared, plan: Plan) -> RunWriter:
 
 def _key(prepared: Prepared, plan: Plan) -> str:
     """16 hexadecimal digits of all that parts depend on: config, files, code, how the data are cut."""
-    config = prepared.config.model_dump(mode="json", exclude={"reports", "gates"})
+    config = prepared.config.model_dump(mode="json", exclude={"reports", "gates", "report"})
     cuts = [
         [(ref.start, ref.rows) for ref in dataset.refs]
         for dataset in (prepared.train, prepared.test)

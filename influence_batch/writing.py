@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -15,9 +16,11 @@ from influence_batch.execution.parts import narrow_blocks
 from influence_batch.gates import check_gates
 from influence_batch.influence import TrainInfluence
 from influence_batch.models import predict
+from influence_batch.page import gather_page
 from influence_batch.preparation import require_unchanged
 from influence_batch.record import run_record
 from influence_batch.report import TABLES, RunWriter
+from influence_batch.report.page import PAGE, render_page
 from influence_batch.stages import Clock, Crossed, Data, Evidence, Explained, Found, Model, Outcome
 
 
@@ -29,8 +32,12 @@ def write(
     found: Found,
     writer: RunWriter,
     clock: Clock,
+    history: pd.DataFrame | None = None,
 ) -> Outcome:
-    """Write the tables, and give the run its place.
+    """Write the tables and the page, and give the run its place.
+
+    Args:
+        history: a row a run, the last this one, as `load_history` has them; None: the page has no trend.
 
     Raises:
         InputError: a file has changed since it was read.
@@ -48,13 +55,15 @@ def write(
                 yield table
 
         writer.write_blocks("examples", tables())
-        suspects = pa.concat_tables(listed).sort_by("rank")
-        writer.write_table("suspects", _with_evidence(suspects, found.evidence))
+        suspects = _with_evidence(pa.concat_tables(listed).sort_by("rank"), found.evidence)
+        writer.write_table("suspects", suspects)
+        tables_of_page: dict[str, Mapping[str, Any]] = {}
         if data.train.classes is not None:
-            writer.write_table("classes", _classes(data, found))
-            writer.write_table("noise_matrix", _noise_matrix(data, found))
+            tables_of_page = {"classes": _classes(data, found), "noise_matrix": _noise_matrix(data, found)}
         n_listed = int(np.count_nonzero(listing.suspect))
-        writer.write_table("depths", depth_columns(found.reading, listing.rank, n_listed))
+        tables_of_page["depths"] = depth_columns(found.reading, listing.rank, n_listed)
+        for name, columns in tables_of_page.items():
+            writer.write_table(name, columns)
         if found.groups:
             writer.write_blocks("groups", found.groups)
         writer.write_table("test_points", crossed.test_points)
@@ -66,9 +75,19 @@ def write(
         writer.write_arrays("model.npz", arrays)
         for number, step in enumerate(model.objective.dataset.steps):
             writer.write_arrays(f"features-{number}-{step.kind}.npz", vars(step))
+    page = None
+    if config.report.page:
+        with clock("page"):
+            names = ("suspects", *tables_of_page, *(("groups",) if found.groups else ()))
+            written = {name: writer.read_table(name) for name in names}
+            page = gather_page(
+                data, model, crossed, found, written.pop("suspects"), written, writer.started, history
+            )
     require_unchanged(data.prepared)
     record = run_record(data, model, explained, crossed, found, clock.seconds)
     record["gates"] = check_gates(config.gates, record)
+    if page is not None:
+        writer.write_text(PAGE, render_page(page, record))
     return Outcome(writer.commit(record), record)
 
 
