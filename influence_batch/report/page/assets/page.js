@@ -385,7 +385,7 @@
 
   function picture(one, small) {
     if (!one) return small ? null : h("p", { class: "missing" }, "The example itself is not in this page.");
-    if (one.k === "i") return h("img", { class: `picture${one.w <= 64 ? " pixel" : ""}`, src: one.s, alt: "the example", loading: "lazy" });
+    if (one.k === "i") return h("img", { class: `picture${one.w <= 64 ? " pixel" : ""}`, src: one.s, alt: "the example" });
     if (one.k === "t") return h("p", { class: "text" }, one.m ? `${one.s}…` : one.s);
     if (one.k === "a") {
       return h("div", {}, one.s ? h("audio", { controls: true, preload: "none", src: one.s }) : null,
