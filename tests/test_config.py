@@ -25,8 +25,8 @@ MODEL_KEYS = (
     "gradient_tolerance, max_iterations"
 )
 TOP_KEYS = (
-    "name, train, test, model, solver, influence, detection, group_by, self_check, gates, cluster, "
-    "memory_limit, shard_rows, seed, reports"
+    "name, train, test, model, solver, influence, detection, group_by, self_check, gates, report, "
+    "cluster, memory_limit, shard_rows, seed, reports"
 )
 STEPS = "standardize, unit_norm, pca, random_fourier, nystroem"
 
@@ -80,6 +80,7 @@ def test_defaults(file: Path, tmp_path: Path) -> None:
         "group_by": [],
         "self_check": 0,
         "gates": {"error_rate": None, "suspects": None, "self_check": None, "unconverged": None},
+        "report": {"page": True, "show": {"kind": "row", "columns": None}},
         "cluster": {"kind": "none"},
         "memory_limit": 2 * 1024**3,
         "shard_rows": None,

@@ -6,6 +6,7 @@ import math
 import posixpath
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +20,7 @@ from influence_batch.dataset.columns import (
     is_text,
     matching_columns,
     require_column,
+    storage_type,
     value_type,
 )
 from influence_batch.dataset.files import open_parquet
@@ -97,7 +99,9 @@ def _columns(
         return columns.features, True, 0
     known = {columns.id, columns.label, *columns.features}
     others = [field.name for field in schema if field.name not in known and _is_plain(field.type)]
-    others = [name for name in others if name not in columns.groups][:_MOST_OTHERS]
+    others = [name for name in others if name not in columns.groups and schema.names.count(name) == 1][
+        :_MOST_OTHERS
+    ]
     features = () if columns.embedding else columns.features
     return (*columns.groups, *others, *features), False, len(columns.groups) + len(others)
 
@@ -217,7 +221,7 @@ def read_shown(dataset: Dataset, names: Sequence[str], rows: np.ndarray) -> tupl
     than the features that shards are cut by.
 
     Raises:
-        InputError: a file that is gone or damaged, or lacks a column.
+        InputError: a file that is gone or damaged.
     """
     columns = list(dict.fromkeys(names))
     tables: list[pa.Table] = []
@@ -228,7 +232,7 @@ def read_shown(dataset: Dataset, names: Sequence[str], rows: np.ndarray) -> tupl
             found = _read_file(path, columns, inside, dataset.key)
             tables += found
             folders += [posixpath.dirname(path)] * sum(table.num_rows for table in found)
-    return pa.concat_tables(tables, promote_options="permissive"), folders
+    return _together(tables), folders
 
 
 def _files(dataset: Dataset) -> dict[str, tuple[int, int]]:
@@ -244,25 +248,61 @@ def _read_file(path: str, columns: Sequence[str], rows: np.ndarray, key: str) ->
     """Rows of one file, numbered within it, dictionaries decoded."""
     found: list[pa.Table] = []
     with open_parquet(path, f"{key}.path", _BUFFER) as file:
-        for name in columns:
-            require_column(file.schema_arrow, name, "report.show.columns", path)
-        at_once = int(np.clip(_READ_BYTES / max(_row_bytes(file, columns), 1.0), 16, 65_536))
+        # A column that this file does not have is no reason to fail at the end of an audit: it is null here.
+        names = [name for name in columns if file.schema_arrow.names.count(name) == 1]
+        at_once = int(np.clip(_READ_BYTES / max(_row_bytes(file, names), 1.0), 16, 65_536))
         start = 0
         for number in range(file.metadata.num_row_groups):
             stop = start + file.metadata.row_group(number).num_rows
             if np.any((rows >= start) & (rows < stop)):
                 at = start
-                for batch in file.iter_batches(at_once, row_groups=[number], columns=list(columns)):
+                for batch in file.iter_batches(at_once, row_groups=[number], columns=names):
                     wanted = rows[(rows >= at) & (rows < at + batch.num_rows)] - at
                     at += batch.num_rows
                     if wanted.size:
-                        # Copied, for what is taken of a batch would keep all of it.
-                        found.append(_plain(pa.Table.from_batches([batch]).take(pa.array(wanted))))
+                        # Copied, for what is sliced of a batch would keep all of it.
+                        taken = pa.Table.from_batches([batch]).take(pa.array(wanted))
+                        found.append(_plain(taken, columns))
             start = stop
     return found
 
 
-def _plain(table: pa.Table) -> pa.Table:
-    return pa.table(
-        {name: table.column(name).cast(value_type(table.column(name).type)) for name in table.column_names}
-    )
+def _plain(table: pa.Table, names: Sequence[str]) -> pa.Table:
+    """The columns in few types, so that files that differ in them go together."""
+    columns: dict[str, Any] = {}
+    for name in names:
+        if name not in table.column_names:
+            columns[name] = pa.nulls(len(table))
+            continue
+        column = table.column(name)
+        type_ = value_type(column.type)
+        plain = pa.list_(pa.float32()) if _is_numbers(type_) else storage_type(type_)
+        columns[name] = column.cast(plain, safe=not _is_numbers(type_))
+    return pa.table(columns)
+
+
+def _is_numbers(type_: pa.DataType) -> bool:
+    return is_list(type_) and (is_number(type_.value_type) or pt.is_boolean(type_.value_type))
+
+
+def _together(tables: Sequence[pa.Table]) -> pa.Table:
+    try:
+        return pa.concat_tables(tables, promote_options="permissive")
+    except pa.ArrowException:
+        # Text in one file and numbers in another: shown as text.
+        return pa.concat_tables(
+            [
+                pa.table(
+                    {
+                        name: pa.array(map(_words, table.column(name).to_pylist()))
+                        for name in table.column_names
+                    }
+                )
+                for table in tables
+            ],
+            promote_options="permissive",
+        )
+
+
+def _words(value: Any) -> str | None:
+    return None if value is None else str(value)
