@@ -286,22 +286,22 @@ def _is_numbers(type_: pa.DataType) -> bool:
 
 
 def _together(tables: Sequence[pa.Table]) -> pa.Table:
-    try:
-        return pa.concat_tables(tables, promote_options="permissive")
-    except pa.ArrowException:
-        # Text in one file and numbers in another: shown as text.
-        return pa.concat_tables(
-            [
-                pa.table(
-                    {
-                        name: pa.array(map(_words, table.column(name).to_pylist()))
-                        for name in table.column_names
-                    }
-                )
-                for table in tables
-            ],
-            promote_options="permissive",
+    """One table; a column that is text in one file and something else in another is text."""
+    mixed = set()
+    for name in tables[0].column_names:
+        types = {table.column(name).type for table in tables} - {pa.null()}
+        if len(types) > 1 and not all(is_number(type_) or pt.is_boolean(type_) for type_ in types):
+            mixed.add(name)
+    plain = [
+        pa.table(
+            {
+                name: pa.array(map(_words, column.to_pylist()), pa.string()) if name in mixed else column
+                for name, column in zip(table.column_names, table.columns, strict=True)
+            }
         )
+        for table in tables
+    ]
+    return pa.concat_tables(plain, promote_options="permissive")
 
 
 def _words(value: Any) -> str | None:

@@ -24,6 +24,7 @@ import pyarrow.types as pt
 from PIL import Image
 
 from influence_batch.config_report import ShowAudio, ShowImage, ShowText
+from influence_batch.dataset.columns import is_list, is_number
 from influence_batch.dataset.showing import Shown
 
 Item = dict[str, Any]
@@ -116,9 +117,7 @@ def items(
 def _pixels(table: pa.Table, names: Sequence[str]) -> np.ndarray:
     """(n, pixels) float32; NaN where there is none."""
     column = table.column(names[0])
-    if len(names) > 1 or not (
-        pt.is_list(column.type) or pt.is_large_list(column.type) or pt.is_fixed_size_list(column.type)
-    ):
+    if len(names) > 1 or not is_list(column.type):
         return np.column_stack([_numbers(table.column(name)).astype(np.float32) for name in names])
     lengths = pc.list_value_length(column).fill_null(0).to_numpy()
     width = int(lengths.max(initial=0))
@@ -132,6 +131,9 @@ def _pixels(table: pa.Table, names: Sequence[str]) -> np.ndarray:
 
 
 def _numbers(column: pa.ChunkedArray) -> np.ndarray:
+    """(n,) float64; NaN where there is no number."""
+    if not (pt.is_boolean(column.type) or is_number(column.type)):
+        return np.full(len(column), np.nan)
     values = column.cast(pa.int8()) if pt.is_boolean(column.type) else column
     if pt.is_decimal(values.type) or pt.is_integer(values.type):
         values = values.cast(pa.float64(), safe=False)
