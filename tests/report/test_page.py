@@ -71,9 +71,7 @@ def image(item: dict[str, Any]) -> np.ndarray:
 
 
 def test_images_are_the_pixels_of_the_files(tmp_path: Path) -> None:
-    report = audit(
-        tmp_path, {"kind": "image", "shape": [SIDE, SIDE], "range": [0, 16]}, model={"features": "pca"}
-    )
+    report = audit(tmp_path, {"kind": "image", "shape": [SIDE, SIDE], "range": [0, 16]})
     found = data(report)
     raw = frame(N).set_index("id").filter(like="p")
     assert found["rows"]["id"] == [str(id_) for id_ in report.suspects.id]
@@ -160,13 +158,13 @@ def test_the_page_stays_small_whatever_the_data(tmp_path: Path, monkeypatch: pyt
 def test_a_regression_has_a_page(tmp_path: Path) -> None:
     train = frame(N)
     train["label"] = train.p0 * 2.0 + 0.25
-    train.loc[0, "label"] = 900.0
-    report = audit(tmp_path, "row", train, model={"kind": "squared"}, test=None, group_by="p8")
+    train.loc[0, "label"], train["source"] = 900.0, "s"
+    report = audit(tmp_path, "row", train, model={"kind": "squared"}, test=None, group_by="source")
     found = data(report)
     assert found["regression"]
     assert found["rows"]["given"][0] == "900"
     assert 'id="classes"' not in html(report)
-    assert "By p8" in html(report)
+    assert "By source" in html(report)
 
 
 def content(**changes: Any) -> PageContent:

@@ -25,6 +25,8 @@
   const at = (name, i) => (rows[name] ? rows[name][i] : null);
   const number = (value) => value.toLocaleString("en-US");
   const digits = (value, n) => (value === null || value === undefined ? "–" : value.toFixed(n));
+  // The night of a run's id, 20261118T020000Z.
+  const night = (run) => (run === null ? null : run.replace(/^(\d{4})(\d\d)(\d\d)T\d{6}Z.*$/, "$1-$2-$3"));
   const significant = (value) => (value === null ? "–" : Number(value.toPrecision(3)).toString());
 
   // Verdicts, kept in the browser where it lets a file do so.
@@ -241,8 +243,8 @@
     const suggested = at("suggested", i);
     return h("span", { class: "labels" },
       h("span", { class: "label", title: given }, given),
-      h("span", { class: "arrow", "aria-label": "suggested" }, "→"),
-      suggested === null ? h("span", { class: "quiet" }, "none fits") : h("span", { class: "label to", title: suggested }, suggested));
+      h("span", { class: "to-what" }, h("span", { class: "arrow", role: "img", "aria-label": "suggested" }, "→"),
+        suggested === null ? h("span", { class: "quiet" }, "none fits") : h("span", { class: "label to", title: suggested }, suggested)));
   }
   function probability(i) {
     const p = at("p", i);
@@ -262,7 +264,7 @@
     const words = at("state", i);
     if (words === null) return "";
     const nights = at("nights", i);
-    return h("span", { class: `chip ${words === "new" || words === "reopened" ? words : ""}`, title: nights ? `listed in ${nights} nights, first in ${at("first_seen", i)}` : null }, words);
+    return h("span", { class: `chip ${words === "new" || words === "reopened" ? words : ""}`, title: nights ? `listed in ${nights} nights, first on ${night(at("first_seen", i))}` : null }, words);
   }
   function thumb(i) {
     const own = item("train", at("own", i));
@@ -396,7 +398,7 @@
       for (const [name, value, away] of small ? one.r.slice(0, 4) : one.r) {
         const far = away !== null && Math.abs(away) >= 2;
         const words = away === null ? "" : Math.abs(away) < 0.05 ? "usual" : `${Math.abs(away).toFixed(1)} sd ${away > 0 ? "above" : "below"}`;
-        table.append(h("tr", {}, h("td", {}, data.names[name]), h("td", { class: "num" }, value), h("td", { class: `away${far ? " far" : ""}` }, words)));
+        table.append(h("tr", {}, h("td", {}, data.names[name].replaceAll("_", "_\u200b")), h("td", { class: "num" }, value), h("td", { class: `away${far ? " far" : ""}` }, words)));
       }
       return table;
     }
@@ -404,7 +406,11 @@
   }
   function card(id, one, ...lines) {
     const wordy = one && one.k !== "i";
-    return h("div", { class: `card${wordy ? " wordy" : ""}` }, picture(one, true), h("div", { class: "id" }, id), lines.map((line) => h("div", {}, line)));
+    if (wordy) {
+      const facts = lines.filter(Boolean).join(", ");
+      return h("div", { class: "card wordy" }, h("div", {}, h("span", { class: "id" }, id), ` ${facts}`), picture(one, true));
+    }
+    return h("div", { class: "card" }, picture(one, true), h("div", { class: "id" }, id), lines.map((line) => h("div", {}, line)));
   }
   function strip(title, cards) {
     return cards.length ? h("div", { class: "strip" }, h("h4", {}, title), h("div", { class: "cards" }, cards)) : null;
@@ -423,7 +429,7 @@
       strip(data.regression ? "Nearest examples" : `Nearest labelled ${given}`, near(at("near_given", i))),
       strip(`Nearest labelled ${suggested}`, suggested === null ? [] : near(at("near_suggested", i))),
       strip("Test points it harms most", (at("harmed", i) || []).map(([id, influence, index, label, predicted]) =>
-        card(id, item("test", index), label === null ? "" : predicted === label ? `a ${label}` : `a ${label}, predicted ${predicted}`, `loss +${significant(-influence)}`))));
+        card(id, item("test", index), label === null ? "" : predicted === label ? `labelled ${label}` : `labelled ${label}, predicted ${predicted}`, `loss +${significant(-influence)}`))));
     const facts = h("dl", { class: "facts" },
       fact(data.regression ? "Value" : "Given label", given),
       fact(data.regression ? "Expected" : "Suggested", suggested === null ? "no label fits" : suggested),
@@ -433,10 +439,10 @@
       fact("Self-influence", at("self_influence", i) === null ? null : significant(at("self_influence", i))),
       fact("State", at("state", i)),
       fact("Nights on the list", at("nights", i)),
-      fact("First listed", at("first_seen", i)),
+      fact("First listed", night(at("first_seen", i))),
       fact("Moved", at("moved", i) === null ? null : at("moved", i) === 0 ? "kept its place" : `${number(Math.abs(at("moved", i)))} ${at("moved", i) > 0 ? "up" : "down"}`),
       data.groups.map((name, k) => fact(name, at(`group${k}`, i))));
-    return h("div", { class: "evidence" },
+    return h("div", { class: `evidence${wide ? " wordy" : ""}` },
       h("div", { class: "own" }, picture(item("train", at("own", i)), false)),
       h("div", { class: "case" },
         h("p", {}, at("reason", i) || "Beyond the rows that get a reason (detection.evidence)."),
