@@ -12,6 +12,7 @@ import pytest
 from selenium.webdriver.common.keys import Keys
 
 import influence_batch
+from influence_batch.report.page import plain_cell
 from tests.report.browser import Browser
 
 SCRIPT = "<script>window.hit = 1; alert(1)</script>"
@@ -163,10 +164,10 @@ def test_verdicts_become_a_csv_file(page: Browser, report: influence_batch.Repor
     assert first["note"] == '\'@SUM(A1), "sure"'
     assert {row["reviewer"] for row in table.values()} == {"Ada"}
     assert table["-5"]["corrected_label"] == ""
-    assert table["__proto__"]["corrected_label"].lstrip("'") == suspects.suggested_label["__proto__"]
+    assert plain_cell(table["__proto__"]["corrected_label"]) == suspects.suggested_label["__proto__"]
     for name, row in table.items():
-        assert row["row_fingerprint"] == str(suspects.row_fingerprint[name.lstrip("'")])
-        assert row["given_label"].lstrip("'") == suspects.given_label[name.lstrip("'")]
+        assert row["row_fingerprint"] == str(suspects.row_fingerprint[plain_cell(name)])
+        assert plain_cell(row["given_label"]) == suspects.given_label[plain_cell(name)]
         assert pd.Timestamp(row["time"]).tzinfo is not None
 
 
