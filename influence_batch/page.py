@@ -56,6 +56,7 @@ def gather_page(
     content = PageContent(
         started=started,
         suspects=suspects.slice(0, n_rows),
+        detailed=n_rows,
         groups={},
         tables=tables,
         classes=data.train.classes or (),
@@ -66,11 +67,17 @@ def gather_page(
     )
     while True:
         cut = content.suspects.slice(0, n_rows)
-        content = _having(content, suspects=cut, groups=_groups(data, found.listing.rows[:n_rows]))
+        groups = _groups(data, found.listing.rows[:n_rows])
+        content = _having(content, suspects=cut, groups=groups, detailed=min(content.detailed, n_rows))
         written = len(as_json(page_rows(content)).encode())
         if written <= _ROW_BYTES or n_rows == 0:
             break
-        n_rows = int(n_rows * min(0.9, 0.95 * _ROW_BYTES / written))
+        fits = min(0.9, 0.95 * _ROW_BYTES / written)
+        if content.detailed > _WHOLE:
+            # Rows further down lose their neighbours before any row is left out.
+            content = _having(content, detailed=max(int(content.detailed * fits), _WHOLE))
+        else:
+            n_rows = int(n_rows * fits)
     shown = data.prepared.shown
     if shown is None or not (shown.train or shown.test) or n_rows == 0:
         return content
@@ -161,7 +168,7 @@ def _with_examples(
     data: Data, model: Model, crossed: Crossed, content: PageContent, shown: Shown, budget: int
 ) -> PageContent:
     """The content with as many examples as there is room for."""
-    wanted = _wanted(content.suspects)
+    wanted = _wanted(content.suspects, content.detailed)
     train_ids = pa.array([id_ for test, id_ in wanted if not test], content.suspects.schema.field("id").type)
     train_rows = _places(data.train_inspection.ids, train_ids)
     row_of: dict[_Key, int] = {
@@ -208,7 +215,7 @@ def _with_examples(
     )
 
 
-def _wanted(suspects: pa.Table) -> list[_Key]:
+def _wanted(suspects: pa.Table, detailed: int) -> list[_Key]:
     """Examples that rows of the list refer to, the most needed first, each once."""
     own = [(False, id_) for id_ in suspects.column("id").to_pylist()]
     columns = []
@@ -223,10 +230,10 @@ def _wanted(suspects: pa.Table) -> list[_Key]:
         for line, ids in zip(related, lists, strict=True):
             line += [(test, id_) for id_ in ids or ()]
     order: list[_Key] = []
-    for number in range(min(_WHOLE, len(own))):
+    for number in range(min(_WHOLE, detailed, len(own))):
         order += [own[number], *related[number]]
     order += own[_WHOLE:]
-    for line in related[_WHOLE:]:
+    for line in related[_WHOLE:detailed]:
         order += line
     return list(dict.fromkeys(order))
 

@@ -144,10 +144,14 @@ def test_the_page_stays_small_whatever_the_data(tmp_path: Path, monkeypatch: pyt
     random = np.random.default_rng(0)
     train = frame(N).assign(text=["".join(map(chr, random.integers(97, 123, 500))) for _ in range(N)])
     monkeypatch.setattr(gathering, "_ROW_BYTES", 20_000)
+    monkeypatch.setattr(gathering, "_WHOLE", 15)
     monkeypatch.setattr(gathering, "_ALL_BYTES", 60_000)
     report = audit(tmp_path, {"kind": "text", "columns": "text"}, train, test=None, detection={"budget": N})
     found, text = data(report), html(report)
-    assert 10 < len(found["rows"]["id"]) < N
+    assert 20 < len(found["rows"]["id"]) < N
+    neighbours = [line is not None for line in found["rows"]["near_given"]]
+    assert neighbours == [True] * 15 + [False] * (len(neighbours) - 15)
+    assert "for the first 15 rows" in text
     assert 10 < len(found["train"]) + len(found["test"]) < 100
     assert found["rows"]["own"][0] == 0
     assert len(text.encode()) < 60_000 + 80_000
@@ -184,6 +188,7 @@ def content(**changes: Any) -> PageContent:
     whole = PageContent(
         started=datetime(2026, 2, 1, 2, 0, tzinfo=UTC),
         suspects=suspects,
+        detailed=3,
         groups={},
         tables={},
         classes=("<i>", "x"),

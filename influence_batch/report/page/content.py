@@ -46,6 +46,7 @@ class PageContent:
         names: of the cells of an example.
         train, test: the examples in the page.
         points: test points by id.
+        detailed: how many rows, from the top, name their neighbours and test points.
         wanted: how many examples the rows on the page refer to, shown or not.
     """
 
@@ -60,6 +61,7 @@ class PageContent:
     train: Examples = Examples()
     test: Examples = Examples()
     points: Mapping[Any, Point] = field(default_factory=dict)
+    detailed: int = 0
     wanted: int = 0
     history: pd.DataFrame | None = None
 
@@ -156,6 +158,8 @@ def page_rows(content: PageContent) -> dict[str, list[Any]]:
         ]
     for number, values in enumerate(content.groups.values()):
         rows[f"group{number}"] = list(values)
+    for name in {"near_given", "near_suggested", "duplicate", "harmed"} & set(rows):
+        rows[name][content.detailed :] = [None] * (len(ids) - content.detailed)
     return {name: values for name, values in rows.items() if any(value is not None for value in values)}
 
 

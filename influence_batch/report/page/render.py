@@ -49,6 +49,7 @@ def render_page(content: PageContent, run: Mapping[str, Any]) -> str:
         started=content.started,
         rows=data["total"],
         on_page=len(content.suspects),
+        detailed=content.detailed,
         listed=run["detection"]["n_suspects"],
         figures=figures(run),
         explanation=explanation(run),
