@@ -5,43 +5,25 @@ from __future__ import annotations
 import json
 import logging
 import os
-import sys
-from collections.abc import Callable
-from functools import wraps
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import click
 
-_EXIT_FAILURE, _EXIT_BAD_INPUT, _EXIT_GATE = 1, 2, 3
-
-
-def _answers_in_words(command: Callable[..., None]) -> Callable[..., None]:
-    """Turns the package's errors into one message on standard error and an exit code."""
-
-    @wraps(command)
-    def wrapped(*args: Any, **kwargs: Any) -> None:
-        from influence_batch.errors import InputError, RunError
-
-        try:
-            command(*args, **kwargs)
-        except InputError as error:
-            _stop(str(error), _EXIT_BAD_INPUT)
-        except RunError as error:
-            _stop(str(error), _EXIT_FAILURE)
-        except MemoryError:
-            _stop("out of memory; lower memory_limit so that less is held at a time", _EXIT_FAILURE)
-        except OSError as error:
-            _stop(f"{error.filename or 'file system'}: {error.strerror or error}", _EXIT_FAILURE)
-
-    return wrapped
-
-
-def _stop(message: str, code: int) -> NoReturn:
-    for line in message.splitlines():
-        click.echo(f"error: {line}", err=True)
-    sys.exit(code)
+from flows.answers import (
+    CONFIG,
+    EXIT_FAILURE,
+    EXIT_GATE,
+    JSON,
+    REPORTS,
+    SET,
+    answers_in_words,
+    stop,
+)
+from flows.looking_back import export_labels, history, review
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -50,46 +32,71 @@ def main() -> None:
     """Find mislabeled training data with influence functions."""
 
 
-_CONFIG = click.argument("config", type=click.Path(path_type=Path))
-_SET = click.option(
-    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key: --set model.l2=1e-4"
-)
-_REPORTS = click.option("--reports", type=click.Path(path_type=Path), help="Folder of the reports.")
+for _command in (history, review, export_labels):
+    main.add_command(_command)
 
 
 @main.command()
-@_CONFIG
-@_SET
-@_REPORTS
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
-@_answers_in_words
-def audit(config: Path, overrides: tuple[str, ...], reports: Path | None, as_json: bool) -> None:
+@CONFIG
+@SET
+@REPORTS
+@JSON
+@click.option("--junit", type=click.Path(path_type=Path), help="Write the gates to a JUnit XML file.")
+@answers_in_words
+def audit(
+    config: Path, overrides: tuple[str, ...], reports: Path | None, as_json: bool, junit: Path | None
+) -> None:
     """Audit the dataset that CONFIG describes and write a report.
 
     Exit codes: 0 done, 1 the run failed, 2 bad input or config, 3 done and past a gate of the config.
     """
-    from flows.stopping import ending_on_signals
-    from influence_batch.config import load_config
-    from influence_batch.errors import GateError
-    from influence_batch.preparation import open_run, plan_audit, prepare
+    if junit is None:
+        summary, failed = _audit(config, overrides, reports)
+    else:
+        from influence_batch.junit import check_junit, write_junit
 
-    failed = ""
-    # What footers, labels, config and the reports folder already tell is told before Prefect takes its
-    # seconds to start.
-    open_run(*plan_audit(prepare(load_config(config, overrides, reports)))).close()
-    try:
-        with ending_on_signals():
-            summary = _run_flow(config, overrides, reports)
-    except GateError as error:
-        summary, failed = dict(error.summary), str(error)
-    except KeyboardInterrupt:
-        _stop("stopped; the same command goes on from here, if its data stay as they are", _EXIT_FAILURE)
+        check_junit(junit)
+        with _failure_told_in(junit, config.stem):
+            summary, failed = _audit(config, overrides, reports)
+        write_junit(junit, Path(summary["run_dir"]).parent.name, summary["gates"])
     if as_json:
         click.echo(json.dumps(summary))
     else:
         _print_summary(summary)
     if failed:
-        _stop(failed, _EXIT_GATE)
+        stop(failed, EXIT_GATE)
+
+
+def _audit(config: Path, overrides: tuple[str, ...], reports: Path | None) -> tuple[dict[str, Any], str]:
+    """The summary of the run, and which gates it did not pass, in words."""
+    from flows.stopping import ending_on_signals
+    from influence_batch.config import load_config
+    from influence_batch.errors import GateError
+    from influence_batch.preparation import open_run, plan_audit, prepare
+
+    # What footers, labels, config and the reports folder already tell is told before Prefect takes its
+    # seconds to start.
+    open_run(*plan_audit(prepare(load_config(config, overrides, reports)))).close()
+    try:
+        with ending_on_signals():
+            return _run_flow(config, overrides, reports), ""
+    except GateError as error:
+        return dict(error.summary), str(error)
+    except KeyboardInterrupt:
+        stop("stopped; the same command goes on from here, if its data stay as they are", EXIT_FAILURE)
+
+
+@contextmanager
+def _failure_told_in(junit: Path, audit: str) -> Iterator[None]:
+    """Where there is no run, the JUnit file says so: that of an earlier night must not speak for this one."""
+    from influence_batch.junit import write_junit
+
+    try:
+        yield
+    except BaseException as error:
+        said = "the audit was stopped" if isinstance(error, SystemExit) else str(error)
+        write_junit(junit, audit, [], said or type(error).__name__)
+        raise
 
 
 def _run_flow(config: Path, overrides: tuple[str, ...], reports: Path | None) -> dict[str, Any]:
@@ -135,10 +142,17 @@ def _print_summary(summary: dict[str, Any]) -> None:
         table = Table(
             title=f"The {len(suspects)} most suspect of {summary['n_suspects']}", title_justify="left"
         )
-        for name in ("rank", "id", "given label", "suggested label", "p mislabeled"):
+        for name in ("rank", "id", "given label", "suggested label", "p mislabeled", "state"):
             table.add_column(name, justify="right")
         for row in suspects.itertuples():
-            cells = (row.rank, row.id, row.given_label, row.suggested_label, f"{row.p_mislabeled:.3f}")
+            cells = (
+                row.rank,
+                row.id,
+                row.given_label,
+                row.suggested_label,
+                f"{row.p_mislabeled:.3f}",
+                row.state,
+            )
             table.add_row(*(escape(str(cell)) for cell in cells))
         console.print(table)
     console.print(
@@ -148,16 +162,46 @@ def _print_summary(summary: dict[str, Any]) -> None:
         soft_wrap=True,
         highlight=False,
     )
+    click.echo(_since_last_run(summary["history"]))
+    if summary["review"]["reviewed"] or summary["measured_on"]:
+        click.echo(_review(summary))
     for note in summary["notes"]:
         click.echo(f"note: {note}")
     click.echo(f"report: {summary['run_dir']}")
 
 
+def _since_last_run(history: dict[str, Any]) -> str:
+    if history["previous_run"] is None:
+        return "the first run of this audit: every suspect is new"
+    gone = ", ".join(
+        f"{count} {why.replace('_', ' ')}" for why, count in history["resolutions"].items() if count
+    )
+    return (
+        f"since run {history['previous_run']}: {history['new']} new, {history['persisting']} persisting, "
+        f"{history['reopened']} reopened, {history['resolved']} resolved" + (f" ({gone})" if gone else "")
+    )
+
+
+def _review(summary: dict[str, Any]) -> str:
+    review = summary["review"]
+    said = (
+        f"reviewed: {review['mislabeled']} rows mislabeled ({review['corrected']} of them corrected in the "
+        f"fit), {review['correct']} correct, {review['ambiguous']} ambiguous"
+    )
+    if summary["measured_on"]:
+        low, high = summary["measured_precision_low"], summary["measured_precision_high"]
+        said += (
+            f"; of {summary['measured_on']} listed labels that were decided on "
+            f"{summary['measured_precision']:.0%} were wrong (between {low:.0%} and {high:.0%})"
+        )
+    return said
+
+
 @main.command()
-@_CONFIG
-@_SET
-@_REPORTS
-@_answers_in_words
+@CONFIG
+@SET
+@REPORTS
+@answers_in_words
 def validate(config: Path, overrides: tuple[str, ...], reports: Path | None) -> None:
     """Check CONFIG and the schemas of its files; reads no values and does no work."""
     from influence_batch.config import load_config
@@ -184,11 +228,11 @@ def validate(config: Path, overrides: tuple[str, ...], reports: Path | None) -> 
 
 
 @main.command()
-@_CONFIG
-@_SET
-@_REPORTS
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
-@_answers_in_words
+@CONFIG
+@SET
+@REPORTS
+@JSON
+@answers_in_words
 def plan(config: Path, overrides: tuple[str, ...], reports: Path | None, as_json: bool) -> None:
     """Say what the audit that CONFIG describes would do and take, without doing it.
 
@@ -244,7 +288,7 @@ def _print_plan(plan: dict[str, Any]) -> None:
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--source", type=click.Path(path_type=Path), help="mnist_1_vs_7 only: a Keras mnist.npz.")
 @click.option("--seed", default=0, show_default=True, help="Seed of noise and of planted errors.")
-@_answers_in_words
+@answers_in_words
 def sample(name: str, folder: Path, source: Path | None, seed: int) -> None:
     """Write an example dataset to FOLDER.
 
@@ -267,7 +311,7 @@ def sample(name: str, folder: Path, source: Path | None, seed: int) -> None:
 @click.option(
     "--examples", type=click.IntRange(1, 20), default=5, show_default=True, help="Of each direction."
 )
-@_answers_in_words
+@answers_in_words
 def plot(run: Path, out: Path, form: str, test_id: str | None, examples: int) -> None:
     """Draw figures of the RUN in a folder: influence, noise matrix, a test point's examples.
 
@@ -283,7 +327,7 @@ def plot(run: Path, out: Path, form: str, test_id: str | None, examples: int) ->
 @main.command()
 @click.argument("table", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
-@_answers_in_words
+@answers_in_words
 def schema(table: str | None, as_json: bool) -> None:
     """Name, type and meaning of every column of the reports, or of one TABLE."""
     from influence_batch.errors import InputError

@@ -21,7 +21,6 @@ from influence_batch.dataset import inspect
 from influence_batch.dataset.inspection import check_test_labels, encode_all
 from influence_batch.detection import (
     Reading,
-    calibrated_by,
     error_flows,
     keep_for_refit,
     plant_labels,
@@ -30,6 +29,7 @@ from influence_batch.detection import (
     read_classes,
     read_numbers,
     reading_parts,
+    reviewed_by,
     select_suspects,
     trusted_error,
     with_loo_of,
@@ -40,6 +40,7 @@ from influence_batch.execution.parts import Mapped, Store, blocks, take
 from influence_batch.groups import compare_groups
 from influence_batch.influence import (
     TrainInfluence,
+    approximation_error,
     cross_influence,
     mean_influence,
     train_influence,
@@ -47,7 +48,14 @@ from influence_batch.influence import (
 from influence_batch.influence.cross import TestBlock, top_k_columns
 from influence_batch.models import linear, predict
 from influence_batch.plan import Plan
-from influence_batch.preparation import open_run, plan_audit, prepare, require_unchanged
+from influence_batch.preparation import (
+    corrections_of,
+    locate_verdicts,
+    open_run,
+    plan_audit,
+    prepare,
+    require_unchanged,
+)
 from influence_batch.report import Report, RunWriter
 from influence_batch.self_check import check_influence
 from influence_batch.solvers import SolveResult, Status
@@ -65,7 +73,6 @@ from influence_batch.stages import (
     quiet,
 )
 from influence_batch.training import fit_model, make_inverse, train
-from influence_batch.verdicts import locate
 from influence_batch.writing import write
 
 # What makes a stage of this name out of a function: Prefect's tasks, in the flow.
@@ -88,8 +95,9 @@ def audit(
         reports: folder of the reports in the place of the config's.
         progress: called with stage, amount done and total amount.
         verdicts: what reviewers said of labels, a column `id` of train's ids and a column `verdict`:
-            `mislabeled`, `correct` or `ambiguous`; and `given_label`, where it is known, so that what was
-            said of a label that was corrected since is left out. Enough of them calibrate p_mislabeled.
+            `mislabeled`, `correct` or `ambiguous`; `given_label` and `row_fingerprint`, where they are
+            known, so that what was said of a row that has changed since is left out; `corrected_label`.
+            They come on top of those that `influence-batch review` has stored.
 
     Raises:
         InputError: config or data cannot be audited as they are.
@@ -132,6 +140,7 @@ def run(
             explained = wrap("influence", explain)(data, model, progress)
         with clock("cross_influence"):
             crossed = wrap("cross influence", cross)(data, model, explained, writer, progress)
+            explained = check_approximation(data, model, explained)
         with clock("detection"):
             reading = wrap("detection", detect)(data, model, explained, progress)
             listing = rank(data, reading)
@@ -183,13 +192,14 @@ def read(
         if plan.classes is not None:
             check_test_labels(test_inspection.labels, plan.classes, test_set.columns.label)
         test_set = test_set.having(classes=plan.classes)
-    located = None
-    if prepared.verdicts is not None:
-        located = locate(prepared.verdicts, train_inspection.ids, train_inspection.labels)
+    train_set = train_set.having(classes=plan.classes)
+    located = locate_verdicts(prepared, train_inspection, plan.classes)
+    if located is not None and located.corrections:
+        train_set = train_set.having(corrections=corrections_of(train_set, located.corrections))
     return Data(
         prepared=prepared,
         plan=plan,
-        train=train_set.having(classes=plan.classes),
+        train=train_set,
         test=test_set,
         train_inspection=train_inspection,
         test_inspection=test_inspection,
@@ -216,7 +226,18 @@ def explain(data: Data, model: Model, progress: Progress = quiet) -> Explained:
         data.store,
         "influence",
     )
-    return Explained(inverse, data.plan.choice.kind == "direct", model.objective.p, result)
+    kind = data.plan.choice.kind
+    factored = kind == "direct" or (kind == "ekfac" and data.plan.inverse_bytes > 0)
+    return Explained(inverse, factored, model.objective.p, result)
+
+
+def check_approximation(data: Data, model: Model, explained: Explained) -> Explained:
+    """With the error of leverages that are approximations; a run that is taken up measures it again."""
+    if data.plan.choice.kind != "ekfac":
+        return explained
+    weights, seed = model.fit.weights, data.prepared.config.seed
+    error = approximation_error(model.objective, weights, explained.inverse, explained.train, seed)
+    return replace(explained, error=error)
 
 
 def cross(
@@ -344,6 +365,7 @@ def detect(data: Data, model: Model, explained: Explained, progress: Progress = 
     progress("detect", 0, 2)
     first = _read(data, model, model.fit.weights, explained.train, given, "reading")
     keep = keep_for_refit(first, given, data.prepared.regression)
+    keep[data.settled.right] = 1.0
     if keep.all() or first.basis == "prior":
         progress("detect", 2, 2)
         return _completed(data, first, explained.train, given)
@@ -365,8 +387,10 @@ def detect(data: Data, model: Model, explained: Explained, progress: Progress = 
 def rank(data: Data, reading: Reading) -> Listing:
     """Order the examples by suspicion, and cut off the list."""
     config = data.prepared.config.detection
-    order = rank_by_doubt(reading)
-    suspect = select_suspects(reading, order, config.threshold, config.budget, config.target_precision)
+    order = rank_by_doubt(reading, data.settled)
+    suspect = select_suspects(
+        reading, order, config.threshold, config.budget, config.target_precision, data.settled
+    )
     return Listing(order, suspect)
 
 
@@ -391,19 +415,21 @@ def _read(
 
 
 def _completed(data: Data, reading: Reading, influence: TrainInfluence, given: np.ndarray) -> Reading:
-    """The reading that stands, calibrated by verdicts where there are enough, with errors planted in thought.
+    """The reading that stands, as verdicts have it, with errors planted in thought.
 
     Args:
         influence: what it is a reading of.
+        given: (n,) as the files have them.
     """
-    verdicts = None if data.located is None else data.located.verdicts
-    if verdicts is not None and verdicts.enough:
-        reading = calibrated_by(reading, verdicts)
+    if data.located is not None:
+        reading = reviewed_by(reading, data.located.verdicts, data.settled)
     seed = data.prepared.config.seed
+    if data.train.corrections is not None:
+        given = data.train.corrections.apply(0, given)
     if data.prepared.regression:
         return replace(reading, planted=plant_targets(*_residuals(influence), given, reading, seed))
     scores = _scores(data, influence)
-    if reading.basis == "verdicts":
+    if data.located is not None:
         reading = replace(reading, flows=error_flows(scores, given, reading))
     return replace(reading, planted=plant_labels(scores, given, reading, seed))
 

@@ -221,8 +221,14 @@ class LissaSolver(_SolverSection):
     )
 
 
+class EkfacSolver(_SolverSection):
+    kind: Literal["ekfac"] = "ekfac"
+    rtol: _Rtol = 1e-3
+    max_iterations: _Int = Field(1000, ge=1, description="a whole number of iterations, 1 or more")
+
+
 SolverConfig = Annotated[
-    AutoSolver | DirectSolver | CgSolver | LissaSolver,
+    AutoSolver | DirectSolver | CgSolver | LissaSolver | EkfacSolver,
     Field(discriminator="kind"),
     BeforeValidator(_with_kind),
 ]
@@ -353,6 +359,15 @@ class GatesConfig(_Section):
     )
     unconverged: _Int | None = Field(
         None, ge=0, description="a whole number, 0 or more: most test points that missed solver.rtol"
+    )
+    new_suspects: _Int | None = Field(
+        None, ge=0, description="a whole number, 0 or more: most rows on the list that no earlier run listed"
+    )
+    class_rate_jump: _Float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="a number from 0 to 1: most that a class's estimated error rate may rise from run to run",
     )
 
 

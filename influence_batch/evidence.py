@@ -13,7 +13,7 @@ from influence_batch.detection import Reading, neighbors, typicality
 from influence_batch.execution.gather import gather_rows
 from influence_batch.execution.parts import blocks, take
 from influence_batch.influence import influence_of_some
-from influence_batch.influence.objective import row_chunks
+from influence_batch.influence.chunks import row_chunks
 from influence_batch.report.wording import Facts, reason
 from influence_batch.stages import Crossed, Data, Evidence, Explained, Listing, Model
 
@@ -141,6 +141,9 @@ class _Facts:
         twin = np.where(distance <= _DUPLICATE * common, found.rows[neighbors.OTHER, :, 0], -1)
         labels = take(data.train_inspection.labels, np.unique(twin[twin >= 0])).to_pylist()
         label_of = dict(zip(np.unique(twin[twin >= 0]).tolist(), labels, strict=True))
+        # A twin that was corrected has another label because of that one.
+        corrected = {} if data.located is None else data.located.corrections
+        label_of |= {row: corrected[row] for row in label_of if row in corrected}
         id_type = data.train_inspection.ids[0:1].type
         label_type = data.train_inspection.labels[0:1].type
         self.duplicate_ids = pa.array([self._id(row) for row in twin.tolist()], id_type)

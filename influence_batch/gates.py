@@ -30,6 +30,7 @@ def check_gates(gates: GatesConfig, run: Mapping[str, Any]) -> list[dict[str, An
         "suspects": (detection["n_suspects"], f"the list has {detection['n_suspects']} rows"),
         "self_check": (correlation, said),
         "unconverged": (unconverged, f"{unconverged} test points missed the solver's tolerance"),
+        **_since_last_run(run.get("history") or {"previous_run": None}),
     }
     results = []
     for name, limit in gates.model_dump(exclude_none=True).items():
@@ -37,6 +38,8 @@ def check_gates(gates: GatesConfig, run: Mapping[str, Any]) -> list[dict[str, An
         least = name == "self_check"
         passed = value is not None and (value >= limit if least else value <= limit)
         accepted = f"{'at least' if least else 'at most'} {limit}"
+        if name == "class_rate_jump":
+            accepted = f"a rise of at most {limit}"
         results.append(
             {
                 "gate": name,
@@ -47,6 +50,29 @@ def check_gates(gates: GatesConfig, run: Mapping[str, Any]) -> list[dict[str, An
             }
         )
     return results
+
+
+def _since_last_run(history: Mapping[str, Any]) -> dict[str, tuple[float, str]]:
+    """What the gates that compare with the last run have found; a first run has nothing to compare with."""
+    last, jump = history["previous_run"], history.get("class_rate_jump")
+    if last is None:
+        first = "this is the first run"
+        return {"new_suspects": (0, first), "class_rate_jump": (0.0, first)}
+    new = history["new"]
+    if jump is None:
+        rise, said = 0.0, f"run {last} has no error rates of classes to compare with"
+    else:
+        rise = max(float(jump["rise"]), 0.0)
+        said = (
+            f"the estimated error rate of the class {jump['label']} was {jump['before']:.4g} in run {last} "
+            f"and is {jump['now']:.4g}"
+        )
+        if rise == 0.0:
+            said = f"no class has a higher estimated error rate than in run {last}"
+    return {
+        "new_suspects": (new, f"{new} rows are new on the list since run {last}"),
+        "class_rate_jump": (rise, said),
+    }
 
 
 def failed_gates(run: Mapping[str, Any]) -> list[str]:

@@ -7,9 +7,9 @@ from datetime import datetime
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
+from scipy.stats import binomtest
 
 from influence_batch.dataset import Dataset
 from influence_batch.dataset.showing import Shown, read_shown, row_bytes
@@ -40,14 +40,14 @@ def gather_page(
     suspects: pa.Table,
     tables: Mapping[str, pa.Table],
     started: datetime,
-    history: pd.DataFrame | None = None,
+    told: Sequence[tuple[float, bool]] = (),
 ) -> PageContent:
     """What the page shows; reads the rows it shows from the user's files.
 
     Args:
         suspects: the table of this name, by rank.
         tables: `classes`, `noise_matrix`, `depths`, `groups`, as far as there are such.
-        history: as `load_history` gives it, this run included.
+        told: of each verdict the p_mislabeled that it was on, and whether the label was wrong.
 
     Raises:
         InputError: a file that is gone or damaged.
@@ -61,9 +61,8 @@ def gather_page(
         tables=tables,
         classes=data.train.classes or (),
         distribution=_distribution(found.reading.p_mislabeled),
-        reviewed=_reviewed(data, found.reading.p_mislabeled),
+        reviewed=_reviewed(told),
         points=_points(crossed, suspects),
-        history=history,
     )
     while True:
         cut = content.suspects.slice(0, n_rows)
@@ -98,29 +97,18 @@ def _distribution(p_mislabeled: Any) -> Distribution:
     return Distribution(counts.astype(int), expected)
 
 
-def _reviewed(data: Data, p_mislabeled: Any) -> list[Reviewed]:
+def _reviewed(told: Sequence[tuple[float, bool]]) -> list[Reviewed]:
     """What reviewers found, by what they were told; nothing where there are no verdicts."""
-    if data.located is None or len(data.located.verdicts.rows) == 0:
-        return []
-    verdicts = data.located.verdicts
-    p = np.asarray(take(p_mislabeled, verdicts.rows))
+    p = np.array([probability for probability, _ in told])
+    found_wrong = np.array([wrong for _, wrong in told], dtype=bool)
     bins = np.clip(np.searchsorted(_REVIEWED_BINS, p, side="right") - 1, 0, len(_REVIEWED_BINS) - 2)
     found = []
     for number in np.unique(bins):
         inside = bins == number
-        rows, wrong = int(inside.sum()), int(np.count_nonzero(verdicts.wrong[inside]))
-        low, high = _wilson(wrong, rows)
-        found.append(Reviewed(float(p[inside].mean()), rows, wrong / rows, low, high))
+        rows, wrong = int(inside.sum()), int(np.count_nonzero(found_wrong[inside]))
+        ends = binomtest(wrong, rows).proportion_ci(0.95, method="wilson")
+        found.append(Reviewed(float(p[inside].mean()), rows, wrong / rows, float(ends.low), float(ends.high)))
     return found
-
-
-def _wilson(successes: int, trials: int) -> tuple[float, float]:
-    """95% interval of a share (Wilson 1927)."""
-    z2 = 1.959964**2
-    share = successes / trials
-    middle = (share + z2 / (2 * trials)) / (1 + z2 / trials)
-    half = np.sqrt(z2 * (share * (1 - share) / trials + z2 / (4 * trials**2))) / (1 + z2 / trials)
-    return float(max(middle - half, 0.0)), float(min(middle + half, 1.0))
 
 
 def _groups(data: Data, rows: np.ndarray) -> dict[str, list[str | None]]:

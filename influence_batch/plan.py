@@ -16,6 +16,7 @@ from influence_batch.dataset import Dataset
 from influence_batch.detection.suspects import fit_rows
 from influence_batch.errors import InputError
 from influence_batch.execution import local_workers
+from influence_batch.influence.fit import sample_rows
 from influence_batch.influence.objective import hessian_shape
 from influence_batch.models import Loss, linear, make_loss
 from influence_batch.solvers.choice import Choice, choose
@@ -233,6 +234,8 @@ def _needs(config: AuditConfig, sizes: Sizes, width: int, regression: bool) -> _
     values = _SHARD_COPIES * model_width(config, width)[1] + 3.0 * _OUTPUT_VALUES * sizes.k
     shards = slots * (8.0 * most * values + _WORKING)
     start = min(8.0 * sizes.k * sizes.d**2, preconditioner_bytes(config))
+    # Rows that a fit begins with, twice while they are put together.
+    start += 2.0 * 8.0 * sizes.d * sample_rows(sizes.n, sizes.d, preconditioner_bytes(config))
     rows = (_REGRESSION_ROW_BYTES if regression else _ROW_BYTES) * sizes.n
     rows += 9.0 * 8.0 * sizes.k * fit_rows(sizes.n, sizes.k)  # a noise matrix is fitted
     column = 8.0 * sizes.p * (_BLOCK_COPIES + slots * _BLOCK_COPIES_A_SLOT)
@@ -353,10 +356,12 @@ def _stages(
     fit_flops = _FIT_PASSES * one_pass
     leverages = 1.2 * n * d**2 * pairs + (30.0 * n * k**3 if not sizes.loss.separable else 0.0)
     solves = (choice.direct_flops if choice.kind == "direct" else choice.cg_flops) + leverages
+    influence_passes = 2.0 if choice.kind == "direct" or inverse else float(n * k)
+    if choice.kind == "ekfac":
+        solves, influence_passes = 8.0 * n * d**2 + 30.0 * n * k**3 + m * one_pass, 4.0
     row_memory = fixed - block * column
     yield Stage("read", 0.0, 1, row_memory)
     yield Stage("fit", fit_flops, _FIT_PASSES, row_memory)
-    influence_passes = 2.0 if choice.kind == "direct" or inverse else float(n * k)
     yield Stage("influence", solves, influence_passes, row_memory + dense)
     # Beside the product, what is done with each of its n k m numbers.
     cross = 2.0 * n * sizes.p * m + 60.0 * n * k * m

@@ -5,17 +5,25 @@ from __future__ import annotations
 import hashlib
 import json
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 
 from influence_batch.config import AuditConfig
-from influence_batch.dataset import Columns, Dataset, match_columns, open_dataset
+from influence_batch.dataset import (
+    Columns,
+    Corrections,
+    Dataset,
+    Inspection,
+    match_columns,
+    open_dataset,
+)
 from influence_batch.dataset.columns import storage_type
 from influence_batch.dataset.files import file_state
 from influence_batch.dataset.inspection import count_train_labels, find_classes
@@ -24,21 +32,24 @@ from influence_batch.errors import InputError
 from influence_batch.influence.weights import check_exists
 from influence_batch.plan import Plan, make_plan, shard_rows
 from influence_batch.report import RunWriter
+from influence_batch.review import load_verdicts
 from influence_batch.stages import Prepared
-from influence_batch.verdicts import check_verdicts
+from influence_batch.verdicts import Located, check_verdicts, locate, that_matter
 
 
 def prepare(config: AuditConfig, verdicts: pd.DataFrame | None = None) -> Prepared:
     """Find the files and check their schemas against the config; reads footers only.
 
     Args:
-        verdicts: of reviewers, columns `id` and `verdict`.
+        verdicts: of reviewers, columns `id` and `verdict`, on top of those that are stored.
 
     Raises:
         InputError: what config and schemas do not allow.
     """
     train_set = _open(config, "train", config.train.features)
     regression = _is_regression(config, train_set.columns)
+    if regression and config.gates.class_rate_jump is not None:
+        raise InputError("gates.class_rate_jump: a regression has no classes; accepted: the other gates")
     test_set = None
     if config.test is not None:
         features = config.test.features or config.train.features or list(train_set.columns.features)
@@ -48,9 +59,34 @@ def prepare(config: AuditConfig, verdicts: pd.DataFrame | None = None) -> Prepar
     paths = [ref.path for dataset in (train_set, test_set) if dataset for ref in dataset.refs]
     paths += [config.model.weights] if config.model.weights else []
     files = {path: file_state(path) for path in dict.fromkeys(paths)}
-    checked = None if verdicts is None else check_verdicts(verdicts)
     shown = resolve_show(config.report.show, train_set, test_set) if config.report.page else None
-    return Prepared(config, train_set, test_set, regression, files, checked, shown)
+    return Prepared(config, train_set, test_set, regression, files, _all_verdicts(config, verdicts), shown)
+
+
+def _all_verdicts(config: AuditConfig, verdicts: pd.DataFrame | None) -> pd.DataFrame | None:
+    """Those that are stored beside the reports, and those of the caller below them."""
+    stored = load_verdicts(Path(config.reports) / config.name)
+    frames = [] if stored is None else [check_verdicts(stored).assign(imported=True)]
+    frames += [] if verdicts is None else [check_verdicts(verdicts).assign(imported=False)]
+    return pd.concat(frames, ignore_index=True) if frames else None
+
+
+def locate_verdicts(
+    prepared: Prepared, inspection: Inspection, classes: Sequence[Any] | None
+) -> Located | None:
+    """The verdicts of an audit among the rows of train; None where there are none."""
+    if prepared.verdicts is None:
+        return None
+    by_content = prepared.train.columns.id is None
+    columns = (inspection.ids, inspection.labels, inspection.row_fingerprints)
+    return locate(prepared.verdicts, *columns, by_content, classes)
+
+
+def corrections_of(dataset: Dataset, labels: Mapping[int, Any]) -> Corrections:
+    """Corrected labels, by row, as targets of a dataset that has its classes."""
+    rows = np.array(sorted(labels), dtype=np.int64)
+    type_ = pa.float64() if dataset.classes is None else storage_type(dataset.columns.label_type)
+    return Corrections(rows, dataset.encode(pa.array([labels[row] for row in rows.tolist()], type_)))
 
 
 def require_unchanged(prepared: Prepared) -> None:
@@ -145,7 +181,7 @@ def _key(prepared: Prepared, plan: Plan) -> str:
         if dataset is not None
     ]
     decided = [plan.block, plan.choice.kind, plan.inverse_bytes > 0, plan.compact]
-    verdicts = None if prepared.verdicts is None else prepared.verdicts.to_csv(index=False)
+    verdicts = [] if prepared.verdicts is None else that_matter(prepared.verdicts)
     content: list[Any] = [config, version("influence_batch"), dict(prepared.files), cuts, decided, verdicts]
     if any(state.startswith("unknown") for state in prepared.files.values()):
         content.append(uuid.uuid4().hex)  # a change could not be seen: such a run is never taken up

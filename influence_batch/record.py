@@ -9,6 +9,7 @@ import re
 import resource
 import sys
 from collections.abc import Mapping
+from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -21,6 +22,7 @@ from influence_batch.detection import Reading, least_doubt, power_at
 from influence_batch.execution.parts import narrow_blocks
 from influence_batch.models import predict
 from influence_batch.stages import Crossed, Data, Explained, Found, Model
+from influence_batch.verdicts import Located
 
 FORMAT = 1
 # Columns whose sizes differ by more get a note.
@@ -68,6 +70,7 @@ def run_record(
             "gradient_norm": model.fit.gradient_norm,
             "gradient_tolerance": config.model.gradient_tolerance,
             "iterations": model.fit.iterations,
+            "begun_at_run": model.begun_at,
             "fitted_by": model.fit.method,
             "weights": "model.npz",
             "feature_steps": [
@@ -89,6 +92,7 @@ def run_record(
             "unconverged_test_points": int(np.count_nonzero(~points["converged"])),
             "mean_influence_converged": bool(crossed.mean_solve.converged[0]),
             "detail": crossed.mean_solve.detail,
+            "approximation_error": None if explained.error is None else asdict(explained.error),
         },
         "execution": {
             "cluster": config.cluster.kind,
@@ -99,6 +103,7 @@ def run_record(
             "taken_over": {name: list(parts) for name, parts in data.store.taken_over.items()},
         },
         "detection": _detection(data, found.reading, found.listing.suspect),
+        "review": Located.none().review() if data.located is None else data.located.review(),
         "self_check": found.self_check,
         "notes": [*_note_on_check(found.self_check), *_notes(data, model, explained, crossed, n_test)],
         "seconds": {stage: round(value, 4) for stage, value in seconds.items()},
@@ -131,6 +136,8 @@ def _describe(dataset: Dataset, inspection: Inspection) -> dict[str, Any]:
 
 def _detection(data: Data, reading: Reading, suspect: np.ndarray) -> dict[str, Any]:
     n_suspects = int(suspect.sum())
+    asked = suspect.copy()
+    asked[data.settled.wrong] = False
     expected = float(np.asarray(reading.p_mislabeled)[suspect].sum())
     detection: dict[str, Any] = {
         "n_suspects": n_suspects,
@@ -141,7 +148,7 @@ def _detection(data: Data, reading: Reading, suspect: np.ndarray) -> dict[str, A
         "evidence": reading.evidence,
         "estimated_precision": None if n_suspects == 0 else expected / n_suspects,
         "estimated_recall": None if reading.estimated_errors == 0 else expected / reading.estimated_errors,
-        "power": _power(data, reading, suspect),
+        "power": _power(data, reading, asked),
     }
     if data.located is not None:
         detection["verdicts"] = data.located.counts()
@@ -158,7 +165,11 @@ def _detection(data: Data, reading: Reading, suspect: np.ndarray) -> dict[str, A
 
 
 def _power(data: Data, reading: Reading, suspect: np.ndarray) -> dict[str, Any]:
-    """Of errors planted in thought, by kind: how many there were, the share that the list would hold."""
+    """Of errors planted in thought, by kind: how many there were, the share that the list would hold.
+
+    Args:
+        suspect: (n,) mask of the rows that are on the list for their doubt.
+    """
     config = data.prepared.config.detection
     if config.budget is None and config.target_precision is None:
         cut = least_doubt(reading, config.threshold)
@@ -187,6 +198,12 @@ def _notes(data: Data, model: Model, explained: Explained, crossed: Crossed, n_t
         notes.append(
             f"The weights were given and not checked: their relative gradient norm is "
             f"{model.fit.gradient_norm:.2g}. Influences hold at an optimum, where it is 0."
+        )
+    if explained.error is not None:
+        notes.append(
+            "Self-influence and leave-one-out predictions are approximations (ekfac): on "
+            f"{explained.error.examples} examples self-influence is off by {explained.error.median:.0%} "
+            f"(median), at most {explained.error.largest:.0%}."
         )
     unconverged = int(np.count_nonzero(~crossed.test_points["converged"]))
     if unconverged:

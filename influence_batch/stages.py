@@ -16,10 +16,10 @@ from influence_batch.config import AuditConfig
 from influence_batch.dataset import Dataset, Inspection
 from influence_batch.dataset.columns import storage_type
 from influence_batch.dataset.showing import Shown
-from influence_batch.detection import Reading
+from influence_batch.detection import Reading, Settled
 from influence_batch.execution import Executor
 from influence_batch.execution.parts import Store
-from influence_batch.influence import Fit, Objective, TrainInfluence
+from influence_batch.influence import ApproximationError, Fit, Objective, TrainInfluence
 from influence_batch.models import Loss
 from influence_batch.plan import Plan
 from influence_batch.solvers import Deferred, SolveResult
@@ -39,7 +39,7 @@ class Prepared:
 
     Attributes:
         files: state of each file that the audit reads, before it does.
-        verdicts: of reviewers, `id` and `verdict`; None where there are none.
+        verdicts: of reviewers, as `check_verdicts` gives them; None where there are none.
         shown: how the page shows examples; None where there is no page.
     """
 
@@ -73,6 +73,11 @@ class Data:
     store: Store
     located: Located | None = None
 
+    @property
+    def settled(self) -> Settled:
+        """Rows of which verdicts leave nothing to be asked."""
+        return Settled() if self.located is None else self.located.settled
+
     def decode(self, values: np.ndarray) -> pa.Array:
         """Class codes, or numbers of a regression, as labels in the user's type."""
         if self.train.classes is None:
@@ -89,6 +94,7 @@ class Model:
     Attributes:
         l2: as configured or chosen.
         l2_losses: mean leave-one-out loss by l2, of those that were tried.
+        begun_at: the earlier run from whose weights the fit began, if there was one.
     """
 
     objective: Objective
@@ -96,6 +102,7 @@ class Model:
     fit: Fit
     l2: float
     l2_losses: Mapping[float, float] = field(default_factory=dict)
+    begun_at: str | None = None
 
 
 @dataclass(frozen=True)
@@ -103,13 +110,15 @@ class Explained:
     """The inverse Hessian of so many parameters, and what it says of each training example.
 
     Attributes:
-        factored: whether a solve is no pass over the data.
+        factored: whether a solve is no pass over the data, and exact.
+        error: of an approximate inverse.
     """
 
     inverse: Deferred
     factored: bool
     parameters: int
     train: TrainInfluence
+    error: ApproximationError | None = None
 
     def as_preconditioner(self, objective: Objective) -> Objective:
         """An objective of nearly all of the same rows, CG on whose Hessian begins from this inverse.
@@ -222,6 +231,10 @@ class Outcome:
             "estimated_errors": detection["estimated_errors"],
             "estimated_errors_low": detection["estimated_errors_low"],
             "estimated_errors_high": detection["estimated_errors_high"],
+            "estimated_precision": detection["estimated_precision"],
+            **{name: value for name, value in detection.items() if name.startswith("measured_")},
+            "history": self.run["history"],
+            "review": self.run["review"],
             "notes": self.run["notes"],
             "gates": self.run["gates"],
             "seconds": self.run["seconds"],

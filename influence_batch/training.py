@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,10 +15,11 @@ from influence_batch.errors import InputError, RunError
 from influence_batch.execution import gather_rows
 from influence_batch.features import fit_step, restore_step
 from influence_batch.influence import Fit, Objective, fit
-from influence_batch.influence.fit import relative_gradient_norm
+from influence_batch.influence.fit import relative_gradient_norm, sample
 from influence_batch.influence.leave_one_out import leave_one_out_loss
 from influence_batch.influence.weights import load_weights
 from influence_batch.plan import preconditioner_bytes
+from influence_batch.report.runs import UnreadableRunError, open_run_folder, run_folders
 from influence_batch.solvers import Deferred, InverseHessian
 from influence_batch.solvers.choice import make_solver
 from influence_batch.stages import Data, Model, Progress, quiet
@@ -25,6 +28,8 @@ from influence_batch.stages import Data, Model, Progress, quiet
 # where leverages are matrix products, few where each takes solves.
 _L2_EXPONENTS, _L2_FIRST = range(-6, 2), -3
 _L2_ROWS, _L2_ROWS_SOLVED = 5_000, 100
+# Relative gradient norm of their fits: the loss is flat at an optimum.
+_L2_TOLERANCE = 1e-4
 
 
 def train(data: Data, progress: Progress = quiet) -> Model:
@@ -70,7 +75,9 @@ def train(data: Data, progress: Progress = quiet) -> Model:
         l2, start, losses = _choose_l2(data, objective_at, progress)
     else:
         l2 = config.l2
-    objective = objective_at(l2)
+    objective, begun_at = objective_at(l2), None
+    if config.weights is None and start is None:
+        start, begun_at = _last_weights(data, objective)
     if config.weights is None:
         result = fit_model(data, objective, "fit", start, progress)
     else:
@@ -78,7 +85,31 @@ def train(data: Data, progress: Progress = quiet) -> Model:
     test_set = None
     if data.test is not None:
         test_set = data.test.having(steps=train_set.steps, intercept=config.intercept)
-    return Model(objective, test_set, result, l2, losses)
+    return Model(objective, test_set, result, l2, losses, begun_at)
+
+
+def _last_weights(data: Data, objective: Objective) -> tuple[np.ndarray | None, str | None]:
+    """Weights (k, d) of the last run, if they are of this model and better than none, and its id.
+
+    A fit that begins there ends at the same optimum, in fewer passes the less has changed.
+    """
+    config = data.prepared.config
+    folders, _ = run_folders(Path(config.reports) / config.name)
+    if not folders:
+        return None, None
+    try:
+        run = open_run_folder(folders[-1])
+        labels = [item["label"] for item in run.record["train"].get("classes", ())]
+        now = json.loads(json.dumps(list(data.train.classes or ()), default=str))
+        model, k, d = run.record["model"], objective.k, objective.d - config.model.intercept
+        if labels != now or model["kind"] != config.model.kind or model["features"] != d:
+            return None, None
+        path = str(run.folder / model["weights"])
+        weights = load_weights(path, k=k, d=d, intercept=config.model.intercept)
+    except (UnreadableRunError, InputError, KeyError, TypeError):
+        return None, None  # the history says of such a run what is wrong with it
+    better = objective.at(weights).value < objective.at(np.zeros_like(weights)).value
+    return (weights, run.run_id) if better else (None, None)
 
 
 def _choose_l2(
@@ -101,16 +132,14 @@ def _choose_l2(
             objective = objective_at(10.0**exponent)
 
             def compute() -> Mapping[str, np.ndarray]:
-                config = data.prepared.config.model
+                most = data.prepared.config.model.max_iterations
+                tolerance = _L2_TOLERANCE
                 weights = fit(
-                    objective,
-                    config.gradient_tolerance,
-                    config.max_iterations,
-                    start,
-                    may_assemble=dense,
+                    objective, tolerance, most, start, may_assemble=dense, polished=tolerance
                 ).weights
                 try:
-                    inverse = make_inverse(data, objective, weights, None)
+                    near = (sample(objective) if dense else None) or objective
+                    inverse = make_inverse(data, near, weights, None)
                     loss = leave_one_out_loss(objective, weights, inverse, some, dense)
                 except RunError:
                     loss = np.inf  # an optimum that is all but undetermined
@@ -197,6 +226,8 @@ def make_inverse(
             kept = data.store.remember(f"{name}-hessian", lambda: {"blocks": operator.dense_blocks()})
             return kept["blocks"]
 
-        return make_solver(data.plan.choice.kind, operator, config.solver, config.seed, blocks)
+        kind = data.plan.choice.kind
+        dense = kind != "ekfac" or data.plan.inverse_bytes > 0
+        return make_solver(kind, operator, config.solver, config.seed, blocks if dense else None)
 
     return Deferred(invert)

@@ -17,6 +17,7 @@ import influence_batch
 from influence_batch import InputError, RunError
 from influence_batch.dataset.samples import write_sample
 from influence_batch.report import TABLES
+from tests.tables import table_of
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
@@ -113,7 +114,9 @@ def test_tables_do_not_depend_on_sharding(samples: Path, tmp_path: Path, kind: s
     assert cut.run["train"]["shards"] == -(-1437 // shard_rows)
     assert cut.run["train"]["fingerprint"] == whole.run["train"]["fingerprint"]
     pd.testing.assert_frame_equal(cut.examples, whole.examples, rtol=1e-8, atol=1e-11)
-    pd.testing.assert_frame_equal(cut.suspects, whole.suspects, rtol=1e-8, atol=1e-11)
+    pd.testing.assert_frame_equal(
+        table_of(cut, "suspects"), table_of(whole, "suspects"), rtol=1e-8, atol=1e-11
+    )
     pd.testing.assert_frame_equal(cut.test_points, whole.test_points, rtol=1e-8, atol=1e-11)
     keys = ["test_id", "direction", "rank"]
     columns = [*keys, "influence", "leave_one_out_influence"]
@@ -238,6 +241,8 @@ def test_report_is_what_the_schema_says(samples: Path, tmp_path: Path) -> None:
         "groups": report.run_dir / "groups.parquet",
         "examples": report.run_dir / "examples.parquet",
         "suspects": report.run_dir / "suspects.parquet",
+        "resolved": report.run_dir / "resolved.parquet",
+        "once_listed": report.run_dir / "once_listed.parquet",
         "test_points": report.run_dir / "test_points.parquet",
         "cross_influence": report.run_dir / "cross_influence" / "part-00000.parquet",
     }
@@ -273,6 +278,7 @@ def test_run_json_is_enough_to_repeat_the_run(samples: Path, tmp_path: Path) -> 
         "cross_influence",
         "detection",
         "evidence",
+        "page",
         "report",
     }
 
@@ -388,3 +394,21 @@ def test_exact_regression_accuses_nobody(tmp_path: Path) -> None:
         "reports": tmp_path,
     }
     assert influence_batch.audit(config).suspects.empty
+
+
+def test_ekfac_says_that_it_is_an_approximation(samples: Path, tmp_path: Path) -> None:
+    near, exact = (
+        _audit(
+            samples, "digits", tmp_path, "model.features=standardize", "model.l2=0.05", f"solver.kind={kind}"
+        )
+        for kind in ("ekfac", "direct")
+    )
+    solver = near.run["solver"]
+    assert solver["kind"] == "ekfac"
+    assert solver["approximation_error"]["examples"] == 8
+    assert any("approximations (ekfac)" in note for note in near.run["notes"])
+    assert exact.run["solver"]["approximation_error"] is None
+    assert near.test_points.converged.all()
+    assert (near.test_points.residual <= 1e-3).all()
+    listed = [set(run.suspects.id) for run in (near, exact)]
+    assert len(listed[0] & listed[1]) > 0.8 * len(listed[0] | listed[1])

@@ -10,6 +10,7 @@ import pytest
 from influence_batch.config import (
     AutoSolver,
     CgSolver,
+    GatesConfig,
     LissaSolver,
     Nystroem,
     Pca,
@@ -79,7 +80,7 @@ def test_defaults(file: Path, tmp_path: Path) -> None:
         "detection": {"threshold": 0.5, "budget": None, "target_precision": None, "evidence": 1000},
         "group_by": [],
         "self_check": 0,
-        "gates": {"error_rate": None, "suspects": None, "self_check": None, "unconverged": None},
+        "gates": dict.fromkeys(GatesConfig.model_fields),
         "report": {"page": True, "show": {"kind": "row", "columns": None}},
         "cluster": {"kind": "none"},
         "memory_limit": 2 * 1024**3,
@@ -306,9 +307,12 @@ class TestUnions:
         ),
         (
             "solver: {kind: cgg}",
-            "solver.kind: found 'cgg' (did you mean cg?); accepted: auto, direct, cg, lissa",
+            "solver.kind: found 'cgg' (did you mean cg?); accepted: auto, direct, cg, lissa, ekfac",
         ),
-        ("solver: [cg]", "solver: found ['cg']; accepted: a mapping with `kind`: auto, direct, cg, lissa"),
+        (
+            "solver: [cg]",
+            "solver: found ['cg']; accepted: a mapping with `kind`: auto, direct, cg, lissa, ekfac",
+        ),
         (
             "solver: {kind: cg, depth: 3}",
             "solver.depth: unknown key; known keys: rtol, on_unconverged, kind, max_iterations",

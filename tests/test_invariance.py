@@ -17,6 +17,7 @@ import influence_batch
 from influence_batch.config import ClusterAddress, LocalCluster
 from influence_batch.execution import open_executor
 from tests.execution.processes import cluster
+from tests.tables import table_of
 
 ROWS, RTOL = 1_050, 1e-9
 MODELS = {
@@ -29,6 +30,7 @@ SOLVERS: dict[str, Any] = {
     # At the tolerance of a solve one iteration more or less, for rounding, would show.
     "cg": {"kind": "cg", "rtol": 1e-12},
     # Of 1,050 examples a term draws 400: what is drawn must not depend on where the examples are.
+    "ekfac": "ekfac",
     "lissa": {"kind": "lissa", "rtol": 1e-3, "batch_size": 400, "depth": 10},
 }
 # Where audits run, and with which shards.
@@ -89,7 +91,7 @@ def assert_same(found: Any, expected: Any) -> None:
     np.testing.assert_array_equal(found.examples["rank"], expected.examples["rank"])
     assert found.run["train"]["fingerprint"] == expected.run["train"]["fingerprint"]
     for name in ("examples", "suspects", "test_points", "cross_influence"):
-        one, other = getattr(found, name), getattr(expected, name)
+        one, other = table_of(found, name), table_of(expected, name)
         assert list(one.columns) == list(other.columns)
         for column in one.columns:
             if column == "residual":  # what rounding has left

@@ -14,6 +14,7 @@ import influence_batch
 from influence_batch import InputError, RunError
 from influence_batch.dataset.samples import write_sample
 from influence_batch.errors import MissingFileError
+from tests.tables import table_of
 
 
 @pytest.fixture
@@ -76,7 +77,7 @@ def test_what_was_finished_is_taken_over(
     assert expected.run["execution"]["taken_over"] == {}
     for name in ("examples", "suspects", "test_points", "cross_influence"):
         pd.testing.assert_frame_equal(
-            getattr(found, name), getattr(expected, name), rtol=1e-9, atol=1e-12, check_exact=False
+            table_of(found, name), table_of(expected, name), rtol=1e-9, atol=1e-12, check_exact=False
         )
     assert [path.name for path in reports.iterdir()] == ["night"]
 

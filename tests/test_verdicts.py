@@ -95,13 +95,21 @@ def test_a_verdict_on_another_label_is_outdated(overlap: tuple[dict[str, Any], n
     assert (found["outdated"], found["mislabeled"], found["correct"]) == (1, 0, 2)
 
 
-def test_verdicts_keep_the_order(overlap: tuple[dict[str, Any], np.ndarray]) -> None:
-    """A guess is not refitted, whatever calibrates it."""
+def test_verdicts_keep_the_order_of_the_rows_that_they_leave_open(
+    overlap: tuple[dict[str, Any], np.ndarray],
+) -> None:
+    """A guess is not refitted, whatever calibrates it. What was settled stands before and behind the rest."""
     config, wrong = overlap
     before = influence_batch.audit(config)
-    after = influence_batch.audit(config, verdicts=_verdicts(before, wrong, 120))
+    frame = _verdicts(before, wrong, 120)
+    after = influence_batch.audit(config, verdicts=frame)
     assert before.run["detection"]["basis"] == "prior"
-    pd.testing.assert_series_equal(before.examples["rank"], after.examples["rank"])
+    order = [report.examples.sort_values("rank").id for report in (before, after)]
+    was, now = (ids[~ids.isin(frame.id)].tolist() for ids in order)
+    assert was == now
+    count = (frame.verdict == "mislabeled").sum()
+    assert set(order[1][:count]) == set(frame.id[frame.verdict == "mislabeled"])
+    assert set(order[1][-(120 - count) :]) == set(frame.id[frame.verdict == "correct"])
 
 
 def test_ids_of_another_kind_are_found_where_they_can_be(tmp_path: Path) -> None:
@@ -129,6 +137,11 @@ def test_ids_of_another_kind_are_found_where_they_can_be(tmp_path: Path) -> None
         (
             {"id": ["r1", None], "verdict": ["correct", "correct"]},
             "verdicts: the id in row 1 is null; expected an id of train in every row",
+        ),
+        (
+            {"id": ["r1"], "verdict": ["correct"], "row_fingerprint": [1.5e19]},
+            "verdicts: the row_fingerprint in row 0 is 1.5e+19; expected a whole number as examples.parquet "
+            "has it, or none",
         ),
     ],
 )

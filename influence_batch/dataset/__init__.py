@@ -1,6 +1,7 @@
 """From Parquet to shards of numbers: files, columns, checks, fingerprints, samples."""
 
 from influence_batch.dataset.columns import Columns, resolve_columns
+from influence_batch.dataset.corrections import Corrections
 from influence_batch.dataset.files import ParquetFileInfo, find_files
 from influence_batch.dataset.inspection import Inspection, inspect
 from influence_batch.dataset.shards import Dataset, Shard, ShardRef, plan_shards
@@ -8,6 +9,7 @@ from influence_batch.dataset.source import match_columns, open_dataset
 
 __all__ = [
     "Columns",
+    "Corrections",
     "Dataset",
     "Inspection",
     "ParquetFileInfo",

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.types as pt
 
 from influence_batch.dataset.columns import Columns, is_list, storage_type, value_type
+from influence_batch.dataset.corrections import Corrections
 from influence_batch.dataset.files import ParquetFileInfo, open_parquet
 from influence_batch.errors import InputError
 
@@ -220,6 +221,7 @@ class Dataset:
         classes: sorted labels whose positions are the codes; None for regression.
         steps: fitted feature steps, applied in order.
         intercept: whether a column of ones is appended.
+        corrections: targets in the place of the files', None where there are none.
     """
 
     key: str
@@ -231,6 +233,7 @@ class Dataset:
     classes: tuple[Any, ...] | None = None
     steps: tuple[Step, ...] = ()
     intercept: bool = False
+    corrections: Corrections | None = None
     token: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     @property
@@ -306,7 +309,10 @@ class Dataset:
             wider[:, -1] = 1.0
             features = wider
         features = features.astype(np.float64, copy=False)
-        return Shard(raw.ref.start, np.ascontiguousarray(features), self.encode(raw.labels))
+        targets = self.encode(raw.labels)
+        if self.corrections is not None:
+            targets = self.corrections.apply(raw.ref.start, targets)
+        return Shard(raw.ref.start, np.ascontiguousarray(features), targets)
 
     def load_raw(self, index: int) -> RawShard:
         """Read features and labels of a shard as the files have them.

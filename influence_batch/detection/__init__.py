@@ -4,9 +4,10 @@ from influence_batch.detection.depths import depth_columns
 from influence_batch.detection.noise_matrix import Channel, NoiseModel
 from influence_batch.detection.outliers import OutlierModel, fit_outliers, score_outliers
 from influence_batch.detection.planting import Power, least_doubt, plant_labels, plant_targets, power_at
-from influence_batch.detection.reviewed import Verdicts, calibrated_by
+from influence_batch.detection.reviewed import Verdicts, calibrated_by, reviewed_by
 from influence_batch.detection.suspects import (
     Reading,
+    Settled,
     error_flows,
     keep_for_refit,
     rank_by_doubt,
@@ -24,6 +25,7 @@ __all__ = [
     "OutlierModel",
     "Power",
     "Reading",
+    "Settled",
     "TrustedError",
     "Verdicts",
     "calibrated_by",
@@ -39,6 +41,7 @@ __all__ = [
     "read_classes",
     "read_numbers",
     "reading_parts",
+    "reviewed_by",
     "score_outliers",
     "select_suspects",
     "trusted_error",

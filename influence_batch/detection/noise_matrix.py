@@ -76,13 +76,20 @@ class Channel:
         self._scores = scores[order]
         self._given = given[order]
         self._counts = np.bincount(given, minlength=self.k)
+        # A row a class: what is done for every temperature runs along the long axis.
+        self._below_top = np.array(self._scores.T, order="C")
+        self._below_top -= self._below_top.max(axis=0)
+        rows = np.arange(self.n)
+        self._at_top = self._below_top.argmax(axis=0), rows
+        self._at_given = self._given, rows
         self._unit = typical_margin(scores)
 
     def without_noise(self) -> NoiseModel:
         """The temperature at which class overlap alone explains the labels best."""
 
         def model_at(tau: float) -> NoiseModel:
-            log_p = log_softmax(self._scores / tau)[np.arange(self.n), self._given]
+            _, others = self._odds(tau)
+            log_p = self._below_top[self._at_given] / tau - np.log1p(others)
             return NoiseModel(tau, uniform_noise(self.k, NOISE_FLOOR), 0.0, float(log_p.mean()))
 
         return self._best(model_at)
@@ -178,11 +185,27 @@ class Channel:
 
     def groups(self, temperature: float, *, with_border: bool) -> list[LabelGroup]:
         """The rows by given label; the border term is 0 where it is not asked for."""
-        log_p = log_softmax(self._scores / temperature)
-        p = np.exp(log_p)
-        border = np.exp(log_border(log_p, self._given)) if with_border else np.zeros(self.n)
+        odds, others = self._odds(temperature)
+        total = 1.0 + others
+        p = odds / total
+        border = np.zeros(self.n)
+        if with_border:
+            # p_j / (1 - p_j), which for the best class is no difference of nearly equal numbers.
+            rest = total - odds
+            rest[self._at_top] = np.maximum(others, _LEAST)
+            np.divide(odds, rest, out=rest)
+            rest[self._at_given] = 0.0
+            border = p[self._at_given] * rest.sum(axis=0)
         cuts = np.cumsum(self._counts)[:-1]
-        return [LabelGroup(*pair) for pair in zip(np.split(p, cuts), np.split(border, cuts), strict=True)]
+        return [LabelGroup(*pair) for pair in zip(np.split(p.T, cuts), np.split(border, cuts), strict=True)]
+
+    def _odds(self, temperature: float) -> tuple[np.ndarray, np.ndarray]:
+        """Odds of each class against the best one (k, n), and the sum of all but the best one's (n,)."""
+        odds = np.exp(self._below_top / temperature)
+        odds[self._at_top] = 0.0
+        others = odds.sum(axis=0)
+        odds[self._at_top] = 1.0
+        return odds, others
 
     def _best(self, model_at: Callable[[float], NoiseModel]) -> NoiseModel:
         # Where all margins are slight for want of a signal, the unit is no measure: 10 is near to uniform.
@@ -235,18 +258,6 @@ def _posterior_matrix(counts: np.ndarray) -> np.ndarray:
 def _rate(counts: np.ndarray) -> float:
     """Share of the labels that are wrong."""
     return max(1.0 - float(np.trace(counts) / counts.sum()), NOISE_FLOOR)
-
-
-def log_border(log_p: np.ndarray, given: np.ndarray) -> np.ndarray:
-    """Log of `sum_{j != g} p_j p_g / (1 - p_j)` (n,), the border term for b = 1.
-
-    Args:
-        log_p: (n, k) log class probabilities.
-        given: (n,) codes g.
-    """
-    at = np.arange(len(given))
-    others = log_sum_exp(_log_odds_of_others(log_p, given))
-    return log_p[at, given] + others
 
 
 def _log_odds_of_others(log_p: np.ndarray, given: np.ndarray) -> np.ndarray:

@@ -15,7 +15,7 @@ import numpy as np
 from scipy.optimize import minimize
 from scipy.special import expit, logit
 
-from influence_batch.detection.suspects import Reading, interval
+from influence_batch.detection.suspects import Reading, Settled, interval
 from influence_batch.execution.parts import Mapped, blocks, take
 
 # With fewer verdicts, or fewer of either kind, the channel knows more than they do.
@@ -57,12 +57,17 @@ class Calibration:
         result: np.ndarray = expit(self.line[0] + self.line[1] * _clipped(doubt))
         return result
 
-    def deviation_of_count(self, doubt: Any) -> float:
-        """Standard deviation of the sum of `p_wrong` that comes of the line's own uncertainty."""
+    def deviation_of_count(self, doubt: Any, counted: np.ndarray | None = None) -> float:
+        """Standard deviation of the sum of `p_wrong` that comes of the line's own uncertainty.
+
+        Args:
+            counted: (n,) mask of the rows in the sum; None: all.
+        """
         slope = np.zeros(2)
         for part in blocks(len(doubt)):
             p = self.p_wrong(doubt[part])
-            slope += _design(doubt[part]).T @ (p * (1.0 - p))
+            weight = p * (1.0 - p) if counted is None else p * (1.0 - p) * counted[part]
+            slope += _design(doubt[part]).T @ weight
         return float(np.sqrt(slope @ self.covariance @ slope))
 
 
@@ -87,9 +92,64 @@ def calibrated_by(reading: Reading, verdicts: Verdicts) -> Reading:
 
     `flows` are still those of the probabilities before.
     """
+    return _calibrated(reading, verdicts, _line(reading, verdicts))
+
+
+def reviewed_by(reading: Reading, verdicts: Verdicts, settled: Settled) -> Reading:
+    """A reading that knows the verdicts: calibrated by them where they are enough, settled rows counted.
+
+    Settled rows count as they were found to be, 0 or 1, all others by their p_mislabeled. `flows` are still
+    those of the probabilities before.
+    """
+    line = _line(reading, verdicts) if verdicts.enough else None
+    known = reading if line is None else _calibrated(reading, verdicts, line)
+    if not settled.rows.size:
+        return known
     n = len(reading.p_mislabeled)
-    log_odds = reading.doubt if reading.outliers is None else Mapped(reading.p_mislabeled, _log_odds)
-    line = calibrate(take(log_odds, verdicts.rows), verdicts.wrong)
+    open_rows = np.ones(n, dtype=bool)
+    open_rows[settled.rows] = False
+    p_wrong, suggested = (
+        np.asarray(column).copy() for column in (known.p_mislabeled, known.suggested_probability)
+    )
+    # The most probable other label keeps its share of the probability of all others.
+    before = p_wrong[settled.wrong]
+    share = np.divide(suggested[settled.wrong], before, out=np.ones(len(before)), where=before > 0)
+    p_wrong[settled.right], suggested[settled.right] = 0.0, 0.0
+    p_wrong[settled.wrong], suggested[settled.wrong] = 1.0, share
+    if reading.outliers is not None:
+        suggested[settled.rows] = np.nan
+    count = float(p_wrong[open_rows].sum())
+    if line is not None:
+        off = _SIGMAS * line.deviation_of_count(_log_odds_of(reading), open_rows)
+        low, high = interval(max(count - off, 0.0), count + off)
+    else:
+        sums = [sum(float(end[part][open_rows[part]].sum()) for part in blocks(n)) for end in reading.ends]
+        low, high = interval(min([count, *sums]), max([count, *sums]))
+    wrong = len(settled.wrong)
+    return replace(
+        known,
+        p_mislabeled=p_wrong,
+        suggested_probability=suggested,
+        estimated_errors=count + wrong,
+        low=low + wrong,
+        high=min(high + wrong, float(n - len(settled.right))),
+        evidence=f"{known.evidence}; by their verdicts {len(settled.right)} rows count as right and {wrong} "
+        "as wrong",
+    )
+
+
+def _line(reading: Reading, verdicts: Verdicts) -> Calibration:
+    return calibrate(take(_log_odds_of(reading), verdicts.rows), verdicts.wrong)
+
+
+def _log_odds_of(reading: Reading) -> Any:
+    """Log-odds (n,) of a wrong label, as a column."""
+    return reading.doubt if reading.outliers is None else Mapped(reading.p_mislabeled, _log_odds)
+
+
+def _calibrated(reading: Reading, verdicts: Verdicts, line: Calibration) -> Reading:
+    n = len(reading.p_mislabeled)
+    log_odds = _log_odds_of(reading)
     p_wrong, suggested = np.empty(n), np.empty(n)
     for part in blocks(n):
         p_wrong[part] = line.p_wrong(log_odds[part])

@@ -62,6 +62,7 @@ class Reading:
         outliers: the fitted mixture, None for classes.
         planted: doubt (m,) of errors that were planted in thought, by kind; see `planting`.
         line: intercept and slope that verdicts gave the log-odds of p_mislabeled.
+        ends: (n,) of p_mislabeled each, as the readings at the ends of the range have it.
     """
 
     p_mislabeled: Any
@@ -79,6 +80,28 @@ class Reading:
     outliers: OutlierModel | None = None
     planted: Mapping[str, np.ndarray] = field(default_factory=dict)
     line: tuple[float, float] = (0.0, 1.0)
+    ends: tuple[Any, ...] = ()
+
+
+@dataclass(frozen=True)
+class Settled:
+    """Rows that a verdict leaves nothing to ask of: no probability, no place in the order by doubt.
+
+    Attributes:
+        right: (r,) sorted rows whose label is right: it was found so, or was corrected. Never on the list.
+        wrong: (w,) sorted rows whose label is wrong and still to be mended. First on the list.
+    """
+
+    right: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    wrong: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+
+    @property
+    def rows(self) -> np.ndarray:
+        """All of them."""
+        return np.concatenate([self.right, self.wrong])
+
+
+_NONE = Settled()
 
 
 def read_classes(
@@ -128,6 +151,7 @@ def read_classes(
         basis=chosen.basis,
         evidence=chosen.evidence,
         noise=chosen.point,
+        ends=(columns["low"], columns["high"]),
     )
     return replace(reading, flows=error_flows(scores, given, reading))
 
@@ -205,7 +229,8 @@ def read_numbers(
     models = [fit_outliers(t, "normal", rounding), fit_outliers(t, "student", rounding)]
     best = max(models, key=lambda model: model.log_likelihood)
     p_mislabeled = score_outliers(t, best)
-    estimates = [float(score_outliers(t, model).sum()) for model in models]
+    ends = tuple(score_outliers(t, model) for model in models)
+    estimates = [float(end.sum()) for end in ends]
     return Reading(
         p_mislabeled=p_mislabeled,
         doubt=np.abs(t) / best.scale,
@@ -219,6 +244,7 @@ def read_numbers(
         evidence=f"maximum likelihood of an outlier mixture ({best.inliers} inliers of scale "
         f"{best.scale:.3g}) on leave-one-out residuals",
         outliers=best,
+        ends=ends,
     )
 
 
@@ -242,9 +268,15 @@ def with_loo_of(reading: Reading, first: Reading) -> Reading:
     return replace(reading, loo_probability=first.loo_probability)
 
 
-def rank_by_doubt(reading: Reading) -> np.ndarray:
-    """Rank of each example (n,), 1 the most suspect; of equal ones the first in train comes first."""
-    order = np.argsort(-np.asarray(reading.doubt), kind="stable")
+def rank_by_doubt(reading: Reading, settled: Settled = _NONE) -> np.ndarray:
+    """Rank of each example (n,), 1 the most suspect; of equal ones the first in train comes first.
+
+    Rows that were found wrong come before all others, rows that were found right after them.
+    """
+    doubt = np.asarray(reading.doubt)
+    group = np.zeros(len(doubt), dtype=np.int8)
+    group[settled.wrong], group[settled.right] = -1, 1
+    order = np.lexsort((-doubt, group))
     rank = np.empty(len(order), dtype=np.int64)
     rank[order] = np.arange(1, len(order) + 1)
     return rank
@@ -256,23 +288,26 @@ def select_suspects(
     threshold: float,
     budget: int | None = None,
     target_precision: float | None = None,
+    settled: Settled = _NONE,
 ) -> np.ndarray:
-    """Mask (n,) of the list.
+    """Mask (n,) of the list: rows that were found wrong, and as many as asked of those that are unsettled.
 
     Args:
         threshold: least p_mislabeled.
-        budget: length of the list, in the place of the threshold.
-        target_precision: share of the list that is to be wrong, in the place of the threshold: as many rows,
-            from the top, as the mean of their p_mislabeled allows.
+        budget: number of unsettled rows, in the place of the threshold.
+        target_precision: share of the unsettled rows on the list that is to be wrong, in the place of the
+            threshold: as many, from the top, as the mean of their p_mislabeled allows.
     """
+    first, last = len(settled.wrong), len(rank) - len(settled.right)
     if budget is not None:
-        return rank <= budget
+        return rank <= min(first + budget, last)
     if target_precision is None:
-        return np.asarray(reading.p_mislabeled) >= threshold
+        return (np.asarray(reading.p_mislabeled) >= threshold) & (rank <= last)
     by_rank = np.empty(len(rank))
     by_rank[rank - 1] = reading.p_mislabeled
-    enough = np.flatnonzero(np.cumsum(by_rank) >= target_precision * np.arange(1, len(rank) + 1) - 1e-12)
-    return rank <= (enough[-1] + 1 if enough.size else 0)
+    asked = by_rank[first:last]
+    enough = np.flatnonzero(np.cumsum(asked) >= target_precision * np.arange(1, len(asked) + 1) - 1e-12)
+    return rank <= first + (enough[-1] + 1 if enough.size else 0)
 
 
 def error_flows(scores: Any, given: np.ndarray, reading: Reading) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Models and solvers put together: objective, fit, leverage, cross-influence; per shard, via an executor."""
 
+from influence_batch.influence.approximation import ApproximationError, approximation_error
 from influence_batch.influence.cross import (
     TestBlock,
     TopK,
@@ -12,12 +13,14 @@ from influence_batch.influence.leave_one_out import TrainInfluence, train_influe
 from influence_batch.influence.objective import HessianOperator, Objective
 
 __all__ = [
+    "ApproximationError",
     "Fit",
     "HessianOperator",
     "Objective",
     "TestBlock",
     "TopK",
     "TrainInfluence",
+    "approximation_error",
     "cross_influence",
     "fit",
     "influence_of_some",

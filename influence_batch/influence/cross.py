@@ -12,8 +12,9 @@ from influence_batch.dataset.shards import Shard
 from influence_batch.execution import Reduction
 from influence_batch.execution.parts import InMemoryStore, Store, take
 from influence_batch.execution.reduction import Rows
+from influence_batch.influence.chunks import row_chunks
 from influence_batch.influence.leave_one_out import TrainInfluence
-from influence_batch.influence.objective import Objective, row_chunks
+from influence_batch.influence.objective import Objective
 from influence_batch.models import Loss, linear
 from influence_batch.solvers import InverseHessian, SolveResult
 

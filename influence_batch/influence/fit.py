@@ -19,9 +19,12 @@ _BACKTRACKS = 20
 _PASS_WORTH = 16
 _CG_ITERATIONS = 500
 # From this relative gradient norm on one Hessian is near to all that follow, down to the optimum: as the
-# preconditioner it takes a few passes in the place of some fifty. Where Newton steps take no more passes than
-# these the preconditioner there is does as well.
+# preconditioner it, or that of a sample of rows, takes a few passes in the place of some fifty. Where Newton
+# steps take no more passes than these the preconditioner there is does as well.
 _NEAR, _FEW, _REST = 1e-3, 4, 50
+# A fit begins at the optimum of one row in so many, of so many rows at least and so many bytes at most.
+_SAMPLED, _LEAST_SAMPLE, _MOST_SAMPLED = 8, 4096, 64 * 1024**2
+_SAMPLE_TOLERANCE = 1e-2
 _ASSEMBLY_SIZE = 4000
 # Relative gradient norm at which weights are good to some eleven digits, and polishing has nothing to add.
 _POLISHED = 1e-13
@@ -60,6 +63,7 @@ def fit(
     progress: Callable[[int, float], None] = lambda iteration, gradient_norm: None,
     checkpoint: Callable[[np.ndarray], None] = lambda weights: None,
     may_assemble: bool = True,
+    polished: float = _POLISHED,
 ) -> Fit:
     """Minimise J by Newton's method with backtracking.
 
@@ -71,11 +75,14 @@ def fit(
         start: weights (k, d) to start from.
         checkpoint: called with the weights of every iteration, from which a fit can go on.
         may_assemble: whether there is memory for a large Hessian.
+        polished: the norm that the last steps aim at, once the tolerance is met.
 
     Raises:
         RunError: the tolerance was not reached; with the remedy.
     """
     scale = objective.gradient_scale()
+    if start is None:
+        objective, start = _begun(objective, may_assemble)
     weights = np.zeros((objective.k, objective.d)) if start is None else start
     point = objective.at(weights)
     method = _first_method(objective)
@@ -89,7 +96,7 @@ def fit(
         norm = float(np.linalg.norm(point.gradient)) / scale
         progress(iteration, norm)
         if norm <= tolerance:
-            weights, point = _polish(objective, weights, point, method, most, _POLISHED * scale)
+            weights, point = _polish(objective, weights, point, method, most, polished * scale)
             norm = float(np.linalg.norm(point.gradient)) / scale
             return Fit(weights, point.value, norm, iteration, method)
         if iteration == max_iterations or not np.isfinite(norm):
@@ -97,7 +104,7 @@ def fit(
         forcing = min(0.1, np.sqrt(norm), 0.5 * norm / previous if previous < np.inf else 0.1)
         previous = norm
         if worth_factoring and method == "cg" and norm <= _NEAR and spent > _FEW:
-            objective, worth_factoring = _factored(objective, weights), False
+            objective, worth_factoring = _factored(objective, sample(objective), weights), False
         damped = objective.with_damping(damping).hessian(weights)
         step, method, spent = _newton_step(damped, point, method, max(forcing, 0.1 * tolerance / norm), most)
         moved = _line_search(objective, weights, point, step)
@@ -117,6 +124,38 @@ def fit(
         "Remedy: raise model.l2, add the feature step standardize where columns differ widely, "
         "or raise model.max_iterations."
     )
+
+
+def sample_rows(n: int, d: int, preconditioner_bytes: float) -> int:
+    """How many of n rows of d features a fit begins with, 0 where all are few."""
+    most = int(min(_MOST_SAMPLED, preconditioner_bytes / 4.0) / (8.0 * d))
+    wanted = max(n // _SAMPLED, _LEAST_SAMPLE, _SAMPLED * d)
+    count = min(wanted, most)
+    return 0 if 2 * wanted > n or count < 2 * d else count
+
+
+def sample(objective: Objective) -> Objective | None:
+    """J over those rows, the same for any sharding; None where all are few."""
+    n = objective.dataset.n_rows
+    count = sample_rows(n, objective.d, objective.preconditioner_bytes)
+    if count == 0:
+        return None
+    small = objective.sampled(np.sort(np.random.default_rng(0).choice(n, count, replace=False)))
+    return small if small.n > 0 else None
+
+
+def _begun(objective: Objective, may_assemble: bool) -> tuple[Objective, np.ndarray | None]:
+    """With the Hessian of a sample as preconditioner; weights (k, d) near its optimum, None without one."""
+    small = sample(objective)
+    if small is None:
+        return objective, None
+    try:
+        found = fit(small, _SAMPLE_TOLERANCE, may_assemble=may_assemble, polished=_SAMPLE_TOLERANCE)
+    except RunError:
+        return objective, None
+    if may_assemble and _most_iterations(objective) < _REST:
+        objective = _factored(objective, small, found.weights)
+    return objective, found.weights
 
 
 def _first_method(objective: Objective) -> str:
@@ -157,10 +196,11 @@ def _newton_step(
     return step.reshape(hessian.weights.shape), method, spent
 
 
-def _factored(objective: Objective, weights: np.ndarray) -> Objective:
-    """The objective with the inverse of its Hessian here as the preconditioner from now on."""
+def _factored(objective: Objective, near: Objective | None, weights: np.ndarray) -> Objective:
+    """The objective with the inverse of its own or its sample's Hessian here as the preconditioner."""
+    near = near or objective
     try:
-        return objective.with_near_inverse(Direct(objective.hessian(weights)).backsolve)
+        return objective.with_near_inverse(Direct(near.hessian(weights)).backsolve)
     except SolverError:
         return objective  # flat here to rounding: the preconditioner there is goes on
 

@@ -12,16 +12,19 @@ from influence_batch.dataset.shards import Shard
 from influence_batch.errors import RunError
 from influence_batch.execution.parts import InMemoryStore, Store, join_columns
 from influence_batch.execution.reduction import Rows
-from influence_batch.influence.objective import Objective, row_chunks
+from influence_batch.influence.chunks import row_chunks
+from influence_batch.influence.objective import Objective
 from influence_batch.models import linear
 from influence_batch.models.losses import Loss
-from influence_batch.solvers import InverseHessian
+from influence_batch.solvers import Deferred, InverseHessian, Kronecker
 from influence_batch.threads import in_threads
 
 # A leverage this near to 1 means that the example alone decides its own prediction.
 _FULL_LEVERAGE = 1e-9
 
 
+# Leverages of an approximate inverse are scaled down to this, for all logits together.
+_MOST_APPROXIMATE = 0.9
 # Bytes of a row that leave some ten thousand rows for a thread at a time.
 _WORTH_A_THREAD = 1500.0
 # The fields of TrainInfluence for some examples.
@@ -63,8 +66,9 @@ def train_influence(
 ) -> TrainInfluence:
     """Leverages of every training example and what follows from them.
 
-    Where the blocks of H^-1 fit into `memory` bytes they are formed once; where they do not, H^-1 is
-    applied to the examples themselves, block by block.
+    An inverse that is a Kronecker product gives them at once. Where the blocks of another one fit into
+    `memory` bytes they are formed once; where they do not, H^-1 is applied to the examples themselves, block
+    by block.
 
     Args:
         store: where the parts go, a part a shard (default: memory).
@@ -81,8 +85,17 @@ def train_influence(
     missing = table.missing
     blocks, size, _ = objective.hessian(weights).block_shape
     parts: Iterator[tuple[int, Part]]
+    factors = inverse.kronecker if missing and isinstance(inverse, Deferred) else None
     if not missing:
         parts = iter(())
+    elif factors is not None:
+        parts = objective.executor.map(
+            dataset,
+            _shard_influence,
+            (objective.loss, weights, factors, objective.n),
+            objective.rows,
+            missing,
+        )
     elif 8.0 * blocks * size**2 <= memory:
         inverse_blocks = store.remember(f"{name}-inverse", lambda: {"blocks": inverse.inverse_blocks()})
         state = (objective.loss, weights, inverse_blocks["blocks"], objective.n)
@@ -97,15 +110,20 @@ def train_influence(
     return TrainInfluence(**table.columns())
 
 
-def _shard_influence(shard: Shard, state: tuple[Loss, np.ndarray, np.ndarray, float], rows: Rows) -> Part:
-    loss, weights, inverse_blocks, n_total = state
+def _shard_influence(
+    shard: Shard, state: tuple[Loss, np.ndarray, np.ndarray | Kronecker, float], rows: Rows
+) -> Part:
+    loss, weights, inverse, n_total = state
     n, k = len(shard.features), loss.outputs
     example_weights = rows.get("example_weights")
     parts = []
     # What is made of H^-1 for each pair of logits serves as many rows as their leverages fit.
     for some in row_chunks(n, 8.0 * (linear.COLUMNS + (k if loss.separable else k * k))):
         features, targets = shard.features[some], shard.targets[some]
-        leverages = linear.leverage(loss, features, inverse_blocks, n_total)
+        if isinstance(inverse, Kronecker):
+            leverages = linear.kronecker_leverage(loss, features, *inverse, n_total)
+        else:
+            leverages = linear.leverage(loss, features, inverse, n_total)
 
         def made(
             part: slice,
@@ -120,6 +138,7 @@ def _shard_influence(shard: Shard, state: tuple[Loss, np.ndarray, np.ndarray, fl
                 Shard(shard.start + some.start + part.start, features[part], targets[part]),
                 leverages[part],
                 None if example_weights is None else example_weights[some][part],
+                approximate=isinstance(inverse, Kronecker),
             )
 
         per_row = 32.0 * k if loss.separable else 64.0 * k * k
@@ -208,11 +227,14 @@ def _from_leverages(
     shard: Shard,
     leverages: np.ndarray,
     example_weights: np.ndarray | None,
+    approximate: bool = False,
 ) -> Part:
     features, targets = shard.features, shard.targets
     logits = linear.logits(weights, features)
     residual = loss.residual(logits, targets)
     curvature = loss.curvature(logits, targets)
+    if approximate:
+        leverages = linear.limited(curvature, leverages, _MOST_APPROXIMATE)
     took_part = np.ones(len(targets), bool) if example_weights is None else example_weights > 0
     full = took_part & (linear.remaining_share(curvature, leverages) < _FULL_LEVERAGE)
     if full.any():

@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property, reduce
 from typing import Any, NamedTuple
 
@@ -14,17 +15,15 @@ import numpy as np
 from scipy.linalg import LinAlgError, cho_factor, cho_solve, eigh
 
 from influence_batch.dataset.shards import Dataset, Shard
-from influence_batch.execution import Executor
+from influence_batch.execution import Executor, InProcessExecutor, gather_rows
 from influence_batch.execution.reduction import Rows, add, sum_over_shards
+from influence_batch.influence.chunks import CACHED_BYTES, WORKING_BYTES, row_chunks
+from influence_batch.influence.kronecker import kronecker
 from influence_batch.models import linear
 from influence_batch.models.losses import Loss
-from influence_batch.solvers import BlockShape, SolverError
+from influence_batch.solvers import BlockShape, Kronecker, SolverError
 from influence_batch.threads import in_threads
 
-# Bytes of temporaries an operation on a shard may take; rows are cut to fit.
-_WORKING_BYTES = 16 * 1024**2
-# Bytes of features of a pass that reads them more than once: they stay in a core's cache.
-_CACHED_BYTES = 1024**2
 # A pass with at most so many vectors is worked on in threads, a group of chunks each.
 _FEW_VECTORS, _GROUPS = 4, 8
 
@@ -34,6 +33,31 @@ class Point(NamedTuple):
 
     value: float
     gradient: np.ndarray
+
+
+@dataclass(frozen=True)
+class OneShard:
+    """A source of one shard that is in memory, as far as reductions ask."""
+
+    shard: Shard
+    token: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+    @property
+    def n_rows(self) -> int:
+        return len(self.shard.features)
+
+    @property
+    def n_shards(self) -> int:
+        return 1
+
+    def bounds(self, index: int) -> tuple[int, int]:
+        return 0, self.n_rows
+
+    def load(self, index: int) -> Shard:
+        return self.shard
+
+    def open(self, kept: Shard) -> Shard:
+        return kept
 
 
 @dataclass(frozen=True)
@@ -98,6 +122,18 @@ class Objective:
     def with_near_inverse(self, near_inverse: Callable[[np.ndarray], np.ndarray]) -> Objective:
         """This objective with the inverse of a near Hessian as its preconditioner."""
         return self._with(near_inverse=near_inverse)
+
+    def sampled(self, rows: np.ndarray) -> Objective:
+        """J over some of the rows (s,), sorted numbers, in this process's memory."""
+        shard = Shard(0, *gather_rows(self.executor, self.dataset, rows))
+        weights = None if self.example_weights is None else self.example_weights[rows]
+        return replace(
+            self,
+            dataset=OneShard(shard),  # type: ignore[arg-type]
+            executor=InProcessExecutor(0),
+            example_weights=weights,
+            near_inverse=None,
+        )
 
     def _with(self, **changes: Any) -> Objective:
         """Changed in what X'X / n does not depend on, so that it is not computed again."""
@@ -196,6 +232,15 @@ class HessianOperator:
                 by_output[:, j, :, j] += self._gauge[j] / o.k
         return blocks
 
+    def kronecker(self) -> Kronecker:
+        o = self.objective
+        curvature = o.executor.reduce(
+            o.dataset, sum_over_shards(_shard_curvature, o.n), (o.loss, self.weights), o.rows
+        )
+        return kronecker(
+            o.executor, o.dataset, o.loss, self.weights, o.rows, o.n, o.gram, curvature, o.penalty, o.damping
+        )
+
     def preconditioner(self) -> Callable[[np.ndarray], np.ndarray]:
         """Inverse of the Hessian that has the mean of C in the place of every example's C.
 
@@ -268,13 +313,6 @@ def _factor(gram: np.ndarray, diagonal: np.ndarray) -> tuple[np.ndarray, bool]:
     raise SolverError("X'X has entries that are not finite: features this large overflow")
 
 
-def row_chunks(n: int, bytes_per_row: float, most: float = _WORKING_BYTES) -> Iterator[slice]:
-    """Slices of n rows that take at most so many bytes (default: the working memory)."""
-    step = max(1, int(most / max(bytes_per_row, 1.0)))
-    for start in range(0, n, step):
-        yield slice(start, min(start + step, n))
-
-
 def _shard_value(shard: Shard, state: tuple[Loss, np.ndarray], rows: Rows) -> tuple[Any, ...]:
     loss, weights = state
     example_weights = rows.get("example_weights")
@@ -288,7 +326,7 @@ def _shard_value(shard: Shard, state: tuple[Loss, np.ndarray], rows: Rows) -> tu
             residual = residual * example_weights[part, None]
         return float(value.sum()), linear.gradient_sum(residual, features)
 
-    chunks = row_chunks(len(shard.features), 8.0 * shard.features.shape[1], _CACHED_BYTES)
+    chunks = row_chunks(len(shard.features), 8.0 * shard.features.shape[1], CACHED_BYTES)
     return reduce(add, in_threads(some, chunks), (0.0, np.zeros(weights.size)))
 
 
@@ -328,7 +366,7 @@ def _product(
     example_weights: np.ndarray | None,
 ) -> np.ndarray:
     size = 32.0 * loss.outputs * vectors.shape[1]
-    size = max(size, _WORKING_BYTES / _CACHED_BYTES * 8.0 * features.shape[1])
+    size = max(size, WORKING_BYTES / CACHED_BYTES * 8.0 * features.shape[1])
     chunks = list(row_chunks(len(features), size))
     # Products with many vectors are large enough for BLAS's own threads, and their sums for memory.
     groups = min(_GROUPS, len(chunks)) if vectors.shape[1] <= _FEW_VECTORS else 1

@@ -71,7 +71,9 @@ def hessian_vector_product_sum(
     n, d = features.shape
     p, m = vectors.shape
     k = loss.outputs
-    moved = loss.curvature_product(logits(weights, features), targets, project(vectors, features))
+    # Logits and their change along the vectors are one product, which reads the features once.
+    both = features @ np.concatenate([weights.T, by_feature(vectors, d)], axis=1)
+    moved = loss.curvature_product(both[:, :k], targets, both[:, k:].reshape(n, k, m))
     if example_weights is not None:
         moved = moved * example_weights[:, None, None]
     back = features.T @ moved.reshape(n, k * m)
@@ -185,6 +187,32 @@ def leverage(loss: Loss, features: np.ndarray, inverse_blocks: np.ndarray, n_tot
     return result / n_total
 
 
+def kronecker_leverage(
+    loss: Loss,
+    features: np.ndarray,
+    transform: np.ndarray,
+    basis: np.ndarray,
+    values: np.ndarray,
+    n_total: float,
+) -> np.ndarray:
+    """The same from `H^-1 = (R (x) B') diag(1 / s) (R' (x) B)`.
+
+    Args:
+        features: (n, d).
+        transform: B (d, d).
+        basis: R (k, k).
+        values: s (k, d).
+    """
+    diagonal = np.square(features @ transform.T) @ (1.0 / values).T / n_total
+    if loss.separable:
+        return diagonal
+    contrasts = basis[:-1] - basis[-1]
+    k = loss.outputs
+    pairs = (contrasts[:, None, :] * contrasts[None, :, :]).reshape(-1, k)
+    result: np.ndarray = (diagonal @ pairs.T).reshape(len(features), k - 1, k - 1)
+    return result
+
+
 def _quadratic(features: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     """`x_i' M x_i` (n,) for X (n, d) and any M (d, d).
 
@@ -235,6 +263,19 @@ def remaining_share(curvature: np.ndarray, leverages: np.ndarray) -> np.ndarray:
         products = curvature[low, :-1, :-1] @ leverages[low]
         share[low] = 1.0 - np.linalg.eigvals(products).real.max(axis=1)
     return share
+
+
+def limited(curvature: np.ndarray, leverages: np.ndarray, most: float) -> np.ndarray:
+    """Leverages scaled down to a trace of C A of at most `most`: approximate ones can exceed 1.
+
+    Args:
+        curvature, leverages: as `remaining_share` takes them.
+    """
+    if leverages.ndim == 2:
+        return np.minimum(leverages, most / np.maximum(curvature, 1e-300))
+    trace = np.einsum("iab,iba->i", curvature[:, :-1, :-1], leverages)
+    result: np.ndarray = leverages * (most / np.maximum(trace, most))[:, None, None]
+    return result
 
 
 def leave_one_out_residual(

@@ -49,6 +49,10 @@ class Loss(Protocol):
         """C v for `vectors` (n, k, m), without forming C."""
         ...
 
+    def curvature_forms(self, logits: np.ndarray, targets: np.ndarray, basis: np.ndarray) -> np.ndarray:
+        """r_a' C r_a (n, k) for the columns of `basis` (k, k)."""
+        ...
+
     def class_scores(self, logits: np.ndarray) -> np.ndarray:
         """Scores (n, classes) whose softmax at some temperature gives class probabilities."""
         ...
@@ -97,9 +101,18 @@ class Softmax:
         return curvature
 
     def curvature_product(self, logits: np.ndarray, targets: np.ndarray, vectors: np.ndarray) -> np.ndarray:
-        p = softmax(logits)[:, :, None]
-        weighted = p * vectors
-        return weighted - p * weighted.sum(axis=1, keepdims=True)
+        p = softmax(logits)
+        # einsum makes no second (n, k, m) array, and is several times as fast as a sum over a middle axis.
+        moved: np.ndarray = vectors - np.einsum("ik,ikm->im", p, vectors)[:, None, :]
+        moved *= p[:, :, None]
+        return moved
+
+    def curvature_forms(self, logits: np.ndarray, targets: np.ndarray, basis: np.ndarray) -> np.ndarray:
+        p = softmax(logits)
+        # The variance under p of a vector's entries, which no shift of them changes.
+        centered = basis - basis.mean(axis=0)
+        forms: np.ndarray = p @ np.square(centered) - np.square(p @ centered)
+        return np.maximum(forms, 0.0)
 
     def class_scores(self, logits: np.ndarray) -> np.ndarray:
         return logits
@@ -125,6 +138,9 @@ class Logistic:
 
     def curvature_product(self, logits: np.ndarray, targets: np.ndarray, vectors: np.ndarray) -> np.ndarray:
         return self.curvature(logits, targets)[:, :, None] * vectors
+
+    def curvature_forms(self, logits: np.ndarray, targets: np.ndarray, basis: np.ndarray) -> np.ndarray:
+        return self.curvature(logits, targets) @ np.square(basis)
 
     def class_scores(self, logits: np.ndarray) -> np.ndarray:
         return np.concatenate([np.zeros_like(logits), logits], axis=1)
@@ -157,6 +173,9 @@ class Squared:
 
     def curvature_product(self, logits: np.ndarray, targets: np.ndarray, vectors: np.ndarray) -> np.ndarray:
         return vectors
+
+    def curvature_forms(self, logits: np.ndarray, targets: np.ndarray, basis: np.ndarray) -> np.ndarray:
+        return self.curvature(logits, targets) @ np.square(basis)
 
     def class_scores(self, logits: np.ndarray) -> np.ndarray:
         return logits
@@ -196,6 +215,9 @@ class SmoothHinge:
 
     def curvature_product(self, logits: np.ndarray, targets: np.ndarray, vectors: np.ndarray) -> np.ndarray:
         return self.curvature(logits, targets)[:, :, None] * vectors
+
+    def curvature_forms(self, logits: np.ndarray, targets: np.ndarray, basis: np.ndarray) -> np.ndarray:
+        return self.curvature(logits, targets) @ np.square(basis)
 
     def class_scores(self, logits: np.ndarray) -> np.ndarray:
         return np.concatenate([-logits, logits], axis=1) if self.outputs == 1 else logits

@@ -61,6 +61,11 @@ class Report:
         return self._table("groups.parquet")
 
     @cached_property
+    def resolved(self) -> pd.DataFrame:
+        """The rows of the last run's list that are not on this one's, and why."""
+        return self._table("resolved.parquet")
+
+    @cached_property
     def run(self) -> dict[str, Any]:
         """Config, fingerprints, versions, timings and diagnostics."""
         content: dict[str, Any] = json.loads((self.run_dir / "run.json").read_text(encoding="utf-8"))

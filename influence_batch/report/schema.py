@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -70,14 +70,31 @@ _EXAMPLES = (
     Column(
         "p_mislabeled",
         _F,
-        "probability that the given label is wrong, as a model fitted without the suspects sees it",
+        "probability that the given label is wrong, as a model fitted without the suspects sees it; 1 where "
+        "a reviewer found it wrong, 0 where it was found right or was corrected",
     ),
     Column("rank", _I, "1 for the most suspect example of train"),
-    Column("is_suspect", _B, "whether the example is on the list (detection.threshold or detection.budget)"),
+    Column(
+        "is_suspect",
+        _B,
+        "whether the example is on the list (detection.threshold or detection.budget); labels that a "
+        "reviewer found right, or corrected, never are, labels found wrong without a correction always",
+    ),
     Column(
         "row_fingerprint",
         pa.uint64(),
         "hash of the example's features and label: equal for equal content, whatever file it stands in",
+    ),
+    Column(
+        "verdict",
+        _S,
+        "what a reviewer said of the row as it is: mislabeled, correct or ambiguous; null where nobody did",
+    ),
+    Column(
+        "corrected_label",
+        LABEL,
+        "the label that a reviewer gave in the place of a wrong one, null where there is none: the row is in "
+        "the fit with this label, and loss, influences and p_mislabeled are of this one",
     ),
 )
 
@@ -95,7 +112,7 @@ _EVIDENCE = (
         "an example with another label and the same features, or nearly so (a twentieth of what a nearest "
         "neighbour's distance commonly is); null where there is none",
     ),
-    Column("duplicate_label", LABEL, "its label"),
+    Column("duplicate_label", LABEL, "its label, corrected where a reviewer did"),
     Column("duplicate_distance", _F, "its distance; 0 for the same features"),
     Column(
         "is_outlier",
@@ -115,9 +132,55 @@ _EVIDENCE = (
     ),
 )
 
+_SEEN = (
+    Column("first_seen", _S, "run_id of the first run that listed it"),
+    Column("nights_seen", _I, "how many runs have listed it"),
+)
+
+_HISTORY = (
+    Column(
+        "state",
+        _S,
+        "new (no earlier run listed it), persisting (the last one did) or reopened (an earlier one did, the "
+        "last one did not); a row is known by its id, by its content where there is no id column",
+    ),
+    *_SEEN,
+    Column(
+        "rank_change",
+        _I,
+        "its rank in the last run that listed it, minus its rank now: positive is up; null if it is new",
+    ),
+)
+
+_LAST_SEEN = Column("last_seen", _S, "run_id of the last run that listed it")
+
 TABLES: Mapping[str, tuple[Column, ...]] = {
     "examples": _EXAMPLES,
-    "suspects": (*_EXAMPLES, *_EVIDENCE),
+    "suspects": (*_EXAMPLES, *_EVIDENCE, *_HISTORY),
+    "resolved": (
+        Column("id", ID, "the id of an example that the last run listed and this one does not"),
+        Column("given_label", LABEL, "its label then"),
+        Column("suggested_label", LABEL, "the label that was suggested then"),
+        Column("p_mislabeled", _F, "its p_mislabeled then"),
+        Column("rank", _I, "its rank then"),
+        *_SEEN,
+        _LAST_SEEN,
+        Column(
+            "resolution",
+            _S,
+            "why it is not listed now: removed (train has it no longer), label_changed, features_changed, "
+            "reviewed (a verdict keeps it off the list) or no_longer_suspect; without an id column a row "
+            "with another label or other features is another row, and this one was removed",
+        ),
+    ),
+    "once_listed": (
+        Column("id", ID, "the id, when it was last listed, of an example that only earlier runs listed"),
+        Column("given_label", LABEL, "its label then"),
+        Column("rank", _I, "its rank then"),
+        Column("row_fingerprint", pa.uint64(), "its row_fingerprint then"),
+        *_SEEN,
+        _LAST_SEEN,
+    ),
     "classes": (
         Column("label", LABEL, "a given label"),
         Column("rows", _I, "examples with that label"),
@@ -205,7 +268,11 @@ TABLES: Mapping[str, tuple[Column, ...]] = {
         Column("id", ID, "the test point's id"),
         Column("label", LABEL, "its label as the data have it"),
         Column("predicted_label", LABEL, "prediction of the model trained on all of train"),
-        Column("loss", _F, "loss of the label under that model"),
+        Column(
+            "loss",
+            _F,
+            "loss of the label (of train's rows the corrected one, where there is one) under that model",
+        ),
         Column("iterations", _I, "passes the solver made for this point's inverse-Hessian-vector product"),
         Column("residual", _F, "true |b - Hx| / |b| of that solve"),
         Column(
@@ -217,8 +284,32 @@ TABLES: Mapping[str, tuple[Column, ...]] = {
 }
 
 
+# The files of reviewers' verdicts, beside the runs.
+VERDICTS = (
+    Column("id", ID, "the example's id; without an id column its row number in the run it was judged in"),
+    Column("verdict", _S, "mislabeled, correct or ambiguous"),
+    Column("given_label", LABEL, "the label that was judged"),
+    Column("corrected_label", LABEL, "the right label, where the reviewer knows it (mislabeled only)"),
+    Column(
+        "row_fingerprint", pa.uint64(), "the row_fingerprint of what was judged; null: whatever its features"
+    ),
+    Column("reviewer", _S, "who"),
+    Column("time", pa.timestamp("us", tz="UTC"), "when; the time of the import where the file did not say"),
+    Column("note", _S, "anything"),
+)
+
+
+def verdict_schema(id_type: pa.DataType, label_type: pa.DataType) -> pa.Schema:
+    """Arrow schema of a file of verdicts."""
+    return _schema(VERDICTS, id_type, label_type)
+
+
 def table_schema(name: str, id_type: pa.DataType, label_type: pa.DataType) -> pa.Schema:
     """Arrow schema of a table, with each column's meaning as `description` in its metadata."""
+    return _schema(TABLES[name], id_type, label_type)
+
+
+def _schema(columns: Sequence[Column], id_type: pa.DataType, label_type: pa.DataType) -> pa.Schema:
     own = {ID: id_type, LABEL: label_type, IDS: pa.list_(id_type)}
     return pa.schema(
         [
@@ -227,7 +318,7 @@ def table_schema(name: str, id_type: pa.DataType, label_type: pa.DataType) -> pa
                 own[column.type] if isinstance(column.type, str) else column.type,
                 metadata={"description": column.meaning},
             )
-            for column in TABLES[name]
+            for column in columns
         ]
     )
 

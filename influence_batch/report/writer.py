@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -159,26 +160,41 @@ class RunWriter:
         """
         if self.run_dir is not None:
             return self.run_dir
+        content = json.dumps({"run_id": self.run_id, **run}, indent=2, default=str, allow_nan=False)
+        (self._report / "run.json").write_text(content + "\n", encoding="utf-8")
+        _flush(self._report)
+        place = self._audit / f"run_id={self.run_id}"
+        try:
+            # rename() replaces an empty folder but no other: nothing that is there is lost.
+            os.rename(self._report, place)
+        except OSError:
+            if place.exists():
+                raise RunError(f"{place} has appeared while the audit ran; start again") from None
+            raise
+        self.run_dir = place
+        flush_folder(self._audit)
+        _remove(self._folder)
+        self._lock.release()
+        return place
+
+    @cached_property
+    def run_id(self) -> str:
+        """The run's name: no other run of the audit has it, and none can take it while this one is at work.
+
+        Raises:
+            RunError: a hundred runs have the same time.
+        """
         stamp = self.started.strftime("%Y%m%dT%H%M%SZ")
         for attempt in range(_ATTEMPTS):
             run_id = stamp if attempt == 0 else f"{stamp}-{attempt}"
-            content = json.dumps({"run_id": run_id, **run}, indent=2, default=str, allow_nan=False)
-            (self._report / "run.json").write_text(content + "\n", encoding="utf-8")
-            _flush(self._report)
-            place = self._audit / f"run_id={run_id}"
-            try:
-                # rename() replaces an empty folder but no other: two runs cannot take one place.
-                os.rename(self._report, place)
-            except OSError:
-                if place.exists():
-                    continue
-                raise
-            self.run_dir = place
-            flush_folder(self._audit)
-            _remove(self._folder)
-            self._lock.release()
-            return place
+            if not (self._audit / f"run_id={run_id}").exists():
+                return run_id
         raise RunError(f"{self._audit} already holds {_ATTEMPTS} runs of {stamp}; start again")
+
+    @property
+    def audit_folder(self) -> Path:
+        """Where the runs of the audit stand beside each other."""
+        return self._audit
 
     def _remove_made(self) -> None:
         for folder in self._made:

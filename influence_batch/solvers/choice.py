@@ -7,15 +7,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from influence_batch.config import CgSolver, LissaSolver, SolverConfig
+from influence_batch.config import CgSolver, EkfacSolver, LissaSolver, SolverConfig
 from influence_batch.errors import RunError
 from influence_batch.solvers.conjugate_gradient import ConjugateGradient
 from influence_batch.solvers.direct import Direct
+from influence_batch.solvers.ekfac import Ekfac
 from influence_batch.solvers.lissa import Lissa
 from influence_batch.solvers.operator import BlockShape, InverseHessian, Operator
 
 # Iterations of preconditioned CG that a plan counts on for one right-hand side.
 _CG_ITERATIONS = 60.0
+# Operations that are out of reach: some three hours of two cores.
+_OUT_OF_REACH = 1e15
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,11 @@ def choose(
         )
     if kind != "auto":
         return Choice(kind, "asked for in the config", dense, direct, cg)
+    if min(cg, direct if dense <= memory else cg) > _OUT_OF_REACH:
+        reason = f"an approximation: {cg:.2g} flops for cg" + (
+            f", {direct:.2g} for direct" if dense <= memory else f", {facts.replace('within', 'exceed')}"
+        )
+        return Choice("ekfac", reason, dense, direct, cg)
     if dense > memory:
         return Choice("cg", facts.replace("within", "exceed"), dense, direct, cg)
     if cg < direct:
@@ -92,13 +100,17 @@ def make_solver(
     """The solver of a choice, with the options of its config section.
 
     Args:
-        dense_blocks: gives the operator's dense blocks, where they may be known already.
+        dense_blocks: gives the operator's dense blocks, where they may be known already; for `ekfac` None
+            where there is no memory for them.
 
     Raises:
         SolverError: the direct solver finds H not positive definite.
     """
     if kind == "direct":
         return Direct(operator, config.rtol, None if dense_blocks is None else dense_blocks())
+    if kind == "ekfac":
+        most = config.max_iterations if isinstance(config, EkfacSolver) else 1000
+        return Ekfac(operator, config.rtol, most, dense_blocks)
     if isinstance(config, LissaSolver):
         return Lissa(
             operator,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from scipy.sparse.linalg import LinearOperator, cg
 
@@ -25,20 +27,27 @@ class ConjugateGradient:
 
     Args:
         max_iterations: of each column, over all rounds.
-        preconditioned: whether to use the operator's preconditioner.
+        preconditioned: by the operator's own preconditioner, by another V -> M V (p, m), or not at all.
     """
 
     name = "cg"
 
     def __init__(
-        self, operator: Operator, rtol: float = 1e-8, max_iterations: int = 1000, preconditioned: bool = True
+        self,
+        operator: Operator,
+        rtol: float = 1e-8,
+        max_iterations: int = 1000,
+        preconditioned: bool | Callable[[np.ndarray], np.ndarray] = True,
     ) -> None:
         if max_iterations < 1:
             raise ValueError(f"max_iterations is {max_iterations}, expected 1 or more")
         self._operator = operator
         self._rtol = rtol
         self._max_iterations = max_iterations
-        self._precondition = operator.preconditioner() if preconditioned else None
+        if isinstance(preconditioned, bool):
+            self._precondition = operator.preconditioner() if preconditioned else None
+        else:
+            self._precondition = preconditioned
 
     def solve(self, right_hand_sides: np.ndarray) -> SolveResult:
         """H^-1 B for B (p, m)."""

@@ -8,7 +8,8 @@ from functools import cached_property
 import numpy as np
 
 from influence_batch.solvers.direct import Direct
-from influence_batch.solvers.operator import InverseHessian
+from influence_batch.solvers.ekfac import Ekfac
+from influence_batch.solvers.operator import InverseHessian, Kronecker
 from influence_batch.solvers.result import SolveResult
 
 
@@ -36,9 +37,15 @@ class Deferred:
     def backsolve(self, right_hand_sides: np.ndarray) -> np.ndarray:
         """H^-1 B for B (p, m), without a residual where the solver has factors."""
         inverse = self._inverse
-        if isinstance(inverse, Direct):
+        if isinstance(inverse, (Direct, Ekfac)):
             return inverse.backsolve(right_hand_sides)
         return inverse.solve(right_hand_sides).solution
+
+    @property
+    def kronecker(self) -> Kronecker | None:
+        """What an approximate solver takes the Hessian for, None for the others."""
+        inverse = self._inverse
+        return inverse.kronecker if isinstance(inverse, Ekfac) else None
 
     def inverse_blocks(self) -> np.ndarray:
         return self._inverse.inverse_blocks()

@@ -18,6 +18,28 @@ class BlockShape(NamedTuple):
     copies: int
 
 
+class Kronecker(NamedTuple):
+    """`H ~ (R (x) B^-1) diag(s) (R' (x) B^-T)`, so that `H^-1 ~ (R (x) B') diag(1 / s) (R' (x) B)`.
+
+    Attributes:
+        transform: B (d, d).
+        basis: R (k, k), orthogonal.
+        values: s (k, d), positive.
+    """
+
+    transform: np.ndarray
+    basis: np.ndarray
+    values: np.ndarray
+
+    def backsolve(self, right_hand_sides: np.ndarray) -> np.ndarray:
+        """H^-1 V for V (p, m)."""
+        k, d = self.values.shape
+        parts = np.tensordot(self.basis.T, right_hand_sides.reshape(k, d, -1), 1)
+        parts = np.matmul(self.transform, parts) / self.values[:, :, None]
+        parts = np.tensordot(self.basis, np.matmul(self.transform.T, parts), 1)
+        return parts.reshape(right_hand_sides.shape)
+
+
 class Operator(Protocol):
     """A symmetric positive definite matrix H (p, p), known by what it does to vectors.
 
@@ -48,6 +70,10 @@ class Operator(Protocol):
 
     def dense_blocks(self) -> np.ndarray:
         """The diagonal blocks (blocks, size, size) of `block_shape`; H is zero outside them."""
+        ...
+
+    def kronecker(self) -> Kronecker:
+        """H taken apart as `Kronecker` says, as near as that goes."""
         ...
 
     def preconditioner(self) -> Callable[[np.ndarray], np.ndarray]:

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from influence_batch.dataset import Dataset, inspect, open_dataset, plan_shards
+from influence_batch.dataset import Corrections, Dataset, inspect, open_dataset, plan_shards
 from influence_batch.dataset import shards as shards_module
 from influence_batch.dataset.files import ParquetFileInfo
 from influence_batch.dataset.inspection import count_labels, find_classes
@@ -391,3 +391,24 @@ class TestIds:
         with pytest.raises(InputError) as caught:
             dataset.load_raw(1)
         assert str(caught.value) == f"train.path: {path} has changed while it was read; start again"
+
+
+@pytest.mark.parametrize("compact", [False, True])
+@pytest.mark.parametrize("shard_rows", [7, 13, 40])
+def test_corrections_replace_targets_however_shards_are_cut_and_kept(
+    tmp_path: Path, compact: bool, shard_rows: int
+) -> None:
+    frame = pd.DataFrame({"id": range(40), "label": [i % 3 for i in range(40)], "v": np.arange(40.0)})
+    frame.to_parquet(tmp_path / "train.parquet", row_group_size=13)
+    rows, targets = np.array([0, 12, 13, 39]), np.array([2, 2, 0, 1])
+    before = open_train(tmp_path / "train.parquet", shard_rows).having(compact=compact, classes=(0, 1, 2))
+    dataset = before.having(corrections=Corrections(rows, targets))
+    # What is kept of the one may be opened by the other, if their tokens are alike.
+    kept = [(before if compact else dataset).load(i) for i in range(dataset.n_shards)]
+    assert (before.token == dataset.token) == compact
+    found = np.concatenate([dataset.open(shard).targets for shard in kept])
+    expected = frame.label.to_numpy().copy()
+    expected[rows] = targets
+    np.testing.assert_array_equal(found, expected)
+    plain = np.concatenate([before.open(before.load(i)).targets for i in range(before.n_shards)])
+    np.testing.assert_array_equal(plain, frame.label)

@@ -17,9 +17,7 @@ from influence_batch.detection import (
     select_suspects,
 )
 from influence_batch.detection.noise_matrix import (
-    LabelGroup,
     em_statistics,
-    log_border,
     log_joint,
     uniform_noise,
 )
@@ -120,8 +118,10 @@ def test_em_step_counts_are_those_of_a_loop() -> None:
         likelihood += np.log(total) / 40
         expected[:, g] += joint / total
         near += b * border[i] / total
-    np.testing.assert_allclose(np.exp(log_border(np.log(p), given)), border, rtol=1e-12)
-    groups = [LabelGroup(p[given == g], border[given == g]) for g in range(3)]
+    groups = Channel(np.log(p), given).groups(1.0, with_border=True)
+    for g, group in enumerate(groups):
+        np.testing.assert_allclose(group.p, p[given == g], rtol=1e-12)
+        np.testing.assert_allclose(group.border, border[given == g], rtol=1e-12)
     counts, found_near, found = em_statistics(groups, matrix, b)
     np.testing.assert_allclose(counts, expected, rtol=1e-12)
     assert found == pytest.approx(likelihood)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy.special import expit
 
-from influence_batch.detection import Reading, Verdicts, calibrated_by
+from influence_batch.detection import Reading, Settled, Verdicts, calibrated_by, reviewed_by
 from influence_batch.detection.reviewed import calibrate
 
 
@@ -87,3 +89,27 @@ def test_doubts_beyond_all_measure_do_not_matter() -> None:
 def test_enough(wrong: int, right: int, enough: bool) -> None:
     kinds = np.repeat([True, False], [wrong, right])
     assert Verdicts(np.arange(len(kinds)), kinds).enough is enough
+
+
+@pytest.mark.parametrize("reviewed", [15, 200])
+def test_settled_rows_count_as_they_were_found(reviewed: int) -> None:
+    """With enough verdicts and without: the interval of the whole covers, and the sum is the estimate."""
+    covered = 0
+    for seed in range(40):
+        doubt, wrong = _world(seed, line=(0.0, 1.0))
+        top = np.sort(np.argsort(-doubt)[:reviewed])
+        verdicts = Verdicts(top, wrong[top])
+        before = replace(_reading(doubt), ends=(expit(doubt - 0.5), expit(doubt + 0.5)))
+        corrected = verdicts.rows[verdicts.wrong][::2]
+        settled = Settled(
+            np.sort(np.concatenate([top[~wrong[top]], corrected])), np.setdiff1d(top[wrong[top]], corrected)
+        )
+        reading = reviewed_by(before, verdicts, settled)
+        assert (reading.p_mislabeled[settled.right] == 0.0).all()
+        assert (reading.p_mislabeled[settled.wrong] == 1.0).all()
+        np.testing.assert_allclose(reading.suggested_probability[settled.wrong], 0.8)
+        assert reading.estimated_errors == pytest.approx(reading.p_mislabeled.sum())
+        covered += reading.low <= wrong.sum() - len(corrected) <= reading.high
+        assert (reading.basis == "verdicts") == verdicts.enough
+        np.testing.assert_array_equal(before.p_mislabeled, expit(doubt))
+    assert covered >= 36  # of 200 seeds 94% and more

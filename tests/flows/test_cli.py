@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pandas as pd
 import pytest
@@ -108,7 +109,12 @@ def test_people_get_a_table_and_progress_in_a_terminal(digits: Path, environment
     """On a pseudo-terminal: bars on stderr, the most suspect rows on stdout; and a gate that fails it."""
     main, other = pty.openpty()
     process = subprocess.Popen(
-        [*COMMAND, *audit_arguments(digits, "detection.budget=3", "gates.suspects=2")],
+        [
+            *COMMAND,
+            *audit_arguments(digits, "detection.budget=3", "gates.suspects=2", "gates.new_suspects=3"),
+            "--junit",
+            str(digits / "gates.xml"),
+        ],
         stdout=subprocess.PIPE,
         stderr=other,
         text=True,
@@ -127,6 +133,8 @@ def test_people_get_a_table_and_progress_in_a_terminal(digits: Path, environment
     assert process.wait() == 3
     os.close(main)
     assert b"error: gates.suspects: the list has 3 rows; accepted: at most 2" in shown
+    [suite] = ElementTree.parse(digits / "gates.xml").getroot()
+    assert (suite.get("name"), suite.get("tests"), suite.get("failures")) == ("digits", "2", "1")
     for stage in (b"read train", b"fit", b"cross-influence", b"detect"):
         assert stage in shown
     assert "The 3 most suspect of 3" in stdout
@@ -222,6 +230,6 @@ def test_schema_explains_every_column() -> None:
     wrong = run("schema", "nothing")
     assert wrong.returncode == 2
     assert wrong.stderr == (
-        "error: schema: no table 'nothing'; accepted: examples, suspects, classes, "
+        "error: schema: no table 'nothing'; accepted: examples, suspects, resolved, once_listed, classes, "
         "noise_matrix, depths, groups, cross_influence, test_points\n"
     )

@@ -18,6 +18,7 @@ import pytest
 import influence_batch
 from influence_batch.dataset.samples import write_sample
 from tests.flows.processes import listeners, run, start
+from tests.tables import table_of
 
 # Every training example is a test point too: 1,437 of them make six blocks.
 PARTS = 6
@@ -98,6 +99,6 @@ def test_killed_during_cross_influence(
     assert "mean-influence" not in taken
     for name in ("examples", "suspects", "test_points", "cross_influence"):
         pd.testing.assert_frame_equal(
-            getattr(report, name), getattr(reference, name), rtol=1e-9, atol=1e-12, check_exact=False
+            table_of(report, name), table_of(reference, name), rtol=1e-9, atol=1e-12, check_exact=False
         )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["digits"]

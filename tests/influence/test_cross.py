@@ -19,7 +19,6 @@ from influence_batch.influence import (
     train_influence,
 )
 from influence_batch.influence import cross as cross_module
-from influence_batch.influence import objective as objective_module
 from influence_batch.models import linear
 from influence_batch.solvers import Direct
 from tests.conftest import ArraySource
@@ -92,7 +91,7 @@ def test_small_working_memory_changes_nothing(monkeypatch: pytest.MonkeyPatch) -
     objective, _, weights, inverse, train = _solved("softmax")
     points = _points("softmax")
     expected, _ = cross_influence(objective, weights, inverse, points, train, 5)
-    monkeypatch.setattr(objective_module, "_WORKING_BYTES", 2000)
+    monkeypatch.setattr("influence_batch.influence.chunks.WORKING_BYTES", 2000)
     found, _ = cross_influence(objective, weights, inverse, points, train, 5)
     np.testing.assert_array_equal(found.rows, expected.rows)
     np.testing.assert_allclose(found.leave_one_out, expected.leave_one_out, rtol=1e-9)

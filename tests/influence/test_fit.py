@@ -365,3 +365,30 @@ def test_a_last_step_that_fails_loses_nothing(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(fit_module, "_newton_step", fails_at_the_end)
     assert_optimal(objective, fit(objective, 1e-8).weights, 1e-8)
+
+
+def test_beginning_with_a_sample_ends_at_the_same_weights(
+    loss: Loss, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    features, targets = data(loss, n=500)
+    counts = np.random.default_rng(3).integers(0, 3, len(targets)).astype(float)
+    ends = {}
+    for least in (30, 10**6):  # a sample of 62, and none
+        monkeypatch.setattr(fit_module, "_LEAST_SAMPLE", least)
+        seen: list[float] = []
+        objective = objective_of(loss, features, targets, example_weights=counts)
+        ends[least] = fit(objective, 1e-10, progress=lambda _, norm, seen=seen: seen.append(norm))
+        assert_optimal(objective, ends[least].weights, 1e-10)
+        # With a sample it begins near the optimum, without one at zero.
+        assert (seen[0] < 0.2) == (least == 30)
+    one, other = (end.weights - end.weights.mean(axis=0) * (loss.outputs > 1) for end in ends.values())
+    np.testing.assert_allclose(one, other, atol=1e-8)
+
+
+def test_a_sample_is_the_same_for_any_sharding(loss: Loss, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fit_module, "_LEAST_SAMPLE", 30)
+    features, targets = data(loss, n=500)
+    ends = [fit(objective_of(loss, features, targets, sizes=size)) for size in (7, 100, 500)]
+    for end in ends[1:]:
+        assert end.iterations == ends[0].iterations
+        np.testing.assert_allclose(end.weights, ends[0].weights, atol=1e-10)

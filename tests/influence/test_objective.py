@@ -300,7 +300,7 @@ def test_inverse_blocks_at_the_optimum(name: str) -> None:
 def test_work_cut_into_chunks_of_rows_is_the_same(loss: Loss, monkeypatch: pytest.MonkeyPatch) -> None:
     objective = objective_of(loss, sizes=N, weighted=True)
     weights = weights_of(objective)
-    monkeypatch.setattr("influence_batch.influence.objective._WORKING_BYTES", 500)
+    monkeypatch.setattr("influence_batch.influence.chunks.WORKING_BYTES", 500)
     assert_operator_matches(objective.hessian(weights), pinned_hessian(objective, weights))
 
 

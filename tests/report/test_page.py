@@ -21,6 +21,7 @@ import influence_batch
 from influence_batch import page as gathering
 from influence_batch.report.page import Distribution, PageContent, Reviewed, render_page
 from influence_batch.report.page.words import percent
+from influence_batch.review import import_verdicts
 
 N, M, SIDE = 200, 30, 3
 FEATURES = [f"p{i}" for i in range(SIDE**2)]
@@ -169,6 +170,24 @@ def test_a_regression_has_a_page(tmp_path: Path) -> None:
     assert found["rows"]["given"][0] == "900"
     assert 'id="classes"' not in html(report)
     assert "By source" in html(report)
+
+
+def test_a_second_night_has_a_trend_and_what_reviewers_found(tmp_path: Path) -> None:
+    first = audit(tmp_path)
+    assert 'id="trend"' not in html(first)
+    listed = first.suspects
+    said = ["mislabeled"] * 4 + ["correct"] * 2
+    told = pd.DataFrame({"id": listed.id.head(6), "verdict": said})
+    told.to_csv(tmp_path / "verdicts.csv", index=False)
+    import_verdicts(first.run_dir.parent, tmp_path / "verdicts.csv")
+    second = audit(tmp_path)
+    text = html(second)
+    assert "Trend over 2 nights" in text
+    assert set(data(second)["rows"]["state"]) <= {"new", "persisting"}
+    # What they were told, not the certainty that their verdicts gave.
+    found = [int(n) for n in re.findall(r"(\d+) reviewed rows of mean", text)]
+    assert sum(found) == 6
+    assert "reviewers found 67%" in text
 
 
 def content(**changes: Any) -> PageContent:

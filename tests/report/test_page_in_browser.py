@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -13,6 +14,7 @@ from selenium.webdriver.common.keys import Keys
 
 import influence_batch
 from influence_batch.report.page import plain_cell
+from influence_batch.review import import_verdicts, load_verdicts
 from tests.report.browser import Browser
 
 SCRIPT = "<script>window.hit = 1; alert(1)</script>"
@@ -134,13 +136,15 @@ def test_opening_a_row_shows_its_evidence(page: Browser, report: influence_batch
     assert all("javascript:alert(1)" in text for text in texts)
 
 
-def test_verdicts_become_a_csv_file(page: Browser, report: influence_batch.Report) -> None:
+def test_verdicts_become_a_csv_file(page: Browser, report: influence_batch.Report, tmp_path: Path) -> None:
     suspects = report.suspects.set_index("id")
     rows = {name: page.all("tr.row")[place] for place, name in enumerate(ids(page))}
     assert not page.one("#download").is_enabled()
     for name, keys in (("=1+1", "m"), ("-5", "c"), ('a,b"c', "a"), ("__proto__", "m")):
         rows[name].send_keys(keys)
-    page.click(rows["=1+1"])
+    wrong = next(name for name in ("=1+1", "__proto__") if suspects.given_label[name] != FORMULA)
+    other = "__proto__" if wrong == "=1+1" else "=1+1"
+    page.click(rows[wrong])
     corrected, note = page.one("tr.detail .corrected input"), page.one("tr.detail .note-field input")
     corrected.clear()
     corrected.send_keys(FORMULA, Keys.TAB)
@@ -159,16 +163,29 @@ def test_verdicts_become_a_csv_file(page: Browser, report: influence_batch.Repor
     assert {name: row["verdict"] for name, row in table.items()} == {
         "'=1+1": "mislabeled", "-5": "correct", 'a,b"c': "ambiguous", "__proto__": "mislabeled",
     }  # fmt: skip
-    first = table["'=1+1"]
+    table = {plain_cell(name): row for name, row in table.items()}
+    first = table[wrong]
     assert first["corrected_label"] == f"'{FORMULA}"
     assert first["note"] == '\'@SUM(A1), "sure"'
     assert {row["reviewer"] for row in table.values()} == {"Ada"}
     assert table["-5"]["corrected_label"] == ""
-    assert plain_cell(table["__proto__"]["corrected_label"]) == suspects.suggested_label["__proto__"]
+    assert plain_cell(table[other]["corrected_label"]) == suspects.suggested_label[other]
     for name, row in table.items():
         assert row["row_fingerprint"] == str(suspects.row_fingerprint[plain_cell(name)])
         assert plain_cell(row["given_label"]) == suspects.given_label[plain_cell(name)]
         assert pd.Timestamp(row["time"]).tzinfo is not None
+    # And it is what `review` imports.
+    file = tmp_path / "verdicts.csv"
+    file.write_text(text, encoding="utf-8", newline="")
+    audit = report.run_dir.parent
+    assert import_verdicts(audit, file).added == 4
+    stored = load_verdicts(audit)
+    assert stored is not None
+    kept = stored.set_index("id")
+    assert set(kept.index) == {"=1+1", "-5", 'a,b"c', "__proto__"}
+    assert kept.corrected_label[wrong] == FORMULA
+    assert kept.note[wrong] == '@SUM(A1), "sure"'
+    assert set(kept.reviewer) == {"Ada"}
 
 
 def test_it_is_used_by_keyboard_alone(page: Browser) -> None:

@@ -370,7 +370,13 @@
     const corrected = h("input", {
       type: "text", list: data.classes.length ? "classes" : null, autocomplete: "off",
       value: mine ? mine.corrected : at("suggested", i) || "",
-      onchange: (event) => decide(i, row, { corrected: event.target.value.trim() }),
+      onchange: (event) => {
+        const value = event.target.value.trim();
+        const same = value === at("given", i);
+        event.target.setCustomValidity(same ? "This is the label that the data have: take Correct for it." : "");
+        if (same) event.target.reportValidity();
+        else decide(i, row, { corrected: value });
+      },
     });
     const note = h("input", {
       type: "text", autocomplete: "off", maxlength: "2000", value: mine ? mine.note : pendingNotes.get(rows.id[i]) || "",

@@ -1,0 +1,178 @@
+"""The commands that look at earlier runs, and at what people made of them: trend, verdicts, labels."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from flows.answers import CONFIG, JSON, REPORTS, SET, answers_in_words
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from influence_batch.config import AuditConfig
+
+
+def _load(config: Path, overrides: tuple[str, ...], reports: Path | None) -> tuple[AuditConfig, Path]:
+    """The config, and the folder of its audit's runs."""
+    from influence_batch.config import load_config
+
+    checked = load_config(config, overrides, reports)
+    return checked, Path(checked.reports) / checked.name
+
+
+@click.command()
+@CONFIG
+@SET
+@REPORTS
+@JSON
+@answers_in_words
+def history(config: Path, overrides: tuple[str, ...], reports: Path | None, as_json: bool) -> None:
+    """List the runs of the audit that CONFIG describes: suspects, errors, what is new, what is gone."""
+    from influence_batch.errors import InputError
+    from influence_batch.report import load_history
+
+    _, audit = _load(config, overrides, reports)
+    if not audit.is_dir():
+        raise InputError(f"{audit} does not exist: the audit has no run yet; influence-batch audit makes one")
+    frame = load_history(audit)
+    if as_json:
+        click.echo(json.dumps({"audit": str(audit), "runs": _plain(frame), "notes": frame.attrs["notes"]}))
+        return
+    _print_history(frame, audit)
+    for note in frame.attrs["notes"]:
+        click.echo(f"note: {note}")
+
+
+def _plain(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows of a frame as JSON has them: null for what is missing, times in ISO 8601."""
+    lines: list[dict[str, Any]] = json.loads(
+        frame.to_json(orient="records", date_format="iso", date_unit="s")
+    )
+    return lines
+
+
+def _print_history(frame: pd.DataFrame, audit: Path) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    click.echo(f"{len(frame)} {'run' if len(frame) == 1 else 'runs'} in {audit}")
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    names = ("run", "rows", "suspects", "errors", "rate", "new", "same", "again", "gone", "verdicts")
+    for name in (*names, "precision"):
+        table.add_column(name, justify="left" if name == "run" else "right", no_wrap=True)
+    for line in _plain(frame):
+        low, high = (_shown(line[f"estimated_errors_{end}"], ".0f") for end in ("low", "high"))
+        table.add_row(
+            line["run_id"],
+            _shown(line["n_train"]),
+            _shown(line["n_suspects"]),
+            _shown(line["estimated_errors"], ".0f") + (f" ({low}-{high})" if low and high else ""),
+            _shown(line["error_rate"], ".1%"),
+            *(_shown(line[name]) for name in ("new", "persisting", "reopened", "resolved", "reviewed")),
+            _shown(line["measured_precision"], ".2f"),
+        )
+    console = Console()
+    # In a file or a pipe nothing is cut off.
+    console.width = console.width if console.is_terminal else max(console.width, 120)
+    console.print(table)
+
+
+def _shown(value: Any, form: str = "") -> str:
+    return "" if value is None else format(value, form)
+
+
+@click.command()
+@CONFIG
+@SET
+@REPORTS
+@click.option("--import", "source", type=click.Path(path_type=Path), help="Store the verdicts of a file.")
+@click.option("--export", "target", type=click.Path(path_type=Path), help="Write all verdicts to a new file.")
+@JSON
+@answers_in_words
+def review(
+    config: Path,
+    overrides: tuple[str, ...],
+    reports: Path | None,
+    source: Path | None,
+    target: Path | None,
+    as_json: bool,
+) -> None:
+    """Take in what reviewers decided, give it back, or say how much of the list is reviewed.
+
+    Files are CSV or Parquet, by their suffix, with the columns id and verdict (mislabeled, correct or
+    ambiguous); given_label, corrected_label, row_fingerprint, reviewer, time and note where they are known.
+    """
+    from influence_batch.review import export_verdicts, import_verdicts, review_state, write_new
+
+    _, audit = _load(config, overrides, reports)
+    if target is not None:
+        write_new(target, None, "review")
+    done: dict[str, Any] = {}
+    if source is not None:
+        imported = import_verdicts(audit, source)
+        done["imported"] = {**vars(imported), "path": None if imported.path is None else str(imported.path)}
+    if target is not None:
+        done["exported"] = {"verdicts": export_verdicts(audit, target), "path": str(target)}
+    state = review_state(audit)
+    if as_json:
+        click.echo(json.dumps({**done, **state}))
+        return
+    if source is not None:
+        _print_import(done["imported"])
+    if target is not None:
+        click.echo(f"{_count(done['exported']['verdicts'], 'verdict')} written to {target}")
+    click.echo(
+        f"{_count(state['verdicts'], 'verdict')} on {_count(state['reviewed'], 'row')} of run "
+        f"{state['run_id']}: {state['mislabeled']} mislabeled ({state['corrected']} of them with a corrected "
+        f"label), {state['correct']} correct, {state['ambiguous']} ambiguous; and on "
+        f"{_count(state['outdated'], 'row')} that changed since"
+    )
+    click.echo(f"of its list of {_count(state['listed'], 'row')} {state['listed_reviewed']} are reviewed")
+
+
+def _print_import(imported: dict[str, Any]) -> None:
+    known = f"; {imported['known']} were stored already" if imported["known"] else ""
+    if imported["path"] is None:
+        click.echo(f"nothing new{known}")
+        return
+    click.echo(f"{_count(imported['added'], 'verdict')} stored in {imported['path']}{known}")
+    if imported["on_other_content"]:
+        click.echo(
+            f"note: {imported['on_other_content']} of them are on another label, or other features, than the "
+            "row has in the last run: without effect unless it has them again"
+        )
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun if number == 1 else noun + 's'}"
+
+
+@click.command("export-labels")
+@CONFIG
+@click.argument("out", type=click.Path(path_type=Path))
+@SET
+@REPORTS
+@JSON
+@answers_in_words
+def export_labels(
+    config: Path, out: Path, overrides: tuple[str, ...], reports: Path | None, as_json: bool
+) -> None:
+    """Write id and label of every row of train to the new file OUT, reviewers' corrections applied.
+
+    OUT is CSV or Parquet, by its suffix. The data themselves stay as they are.
+    """
+    from influence_batch.labels import export_labels as export
+
+    checked, _ = _load(config, overrides, reports)
+    done = export(checked, out)
+    if as_json:
+        click.echo(json.dumps({**done, "path": str(out)}))
+        return
+    click.echo(f"{out}: {_count(done['rows'], 'label')}, {done['corrected']} of them corrected")
+    if left := done["found_wrong_without_correction"]:
+        click.echo(f"note: {left} more were found mislabeled without a corrected label, and are as they were")

@@ -1,0 +1,209 @@
+"""Reviewers' verdicts on disk: read from the files that people bring, kept beside the reports, given back.
+
+Every import is a file of its own in `<reports>/<audit>/verdicts/`, written whole or not at all and never
+written again.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from influence_batch.errors import InputError
+from influence_batch.execution.parts import whole_or_nothing
+from influence_batch.report.schema import verdict_schema
+from influence_batch.verdict_files import NAMES, check_file, file_suffix, last_run, read_file
+from influence_batch.verdicts import Located, check_verdicts, locate
+
+FOLDER = "verdicts"
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What an import did.
+
+    Attributes:
+        added: verdicts that were stored.
+        known: verdicts of the file that were stored already.
+        on_other_content: of those added, how many are on another content than the row has in the last run.
+        path: the new file; None where nothing was new.
+    """
+
+    added: int
+    known: int
+    on_other_content: int
+    path: Path | None
+
+
+def load_verdicts(audit: Path) -> pd.DataFrame | None:
+    """All that was imported, the earlier verdict first; None where nothing was.
+
+    Raises:
+        InputError: a file of verdicts that cannot be read: what people decided is not to be lost in silence.
+    """
+    frames = []
+    for path in sorted((audit / FOLDER).glob("*.parquet")):
+        try:
+            table = pq.ParquetFile(path).read()
+        except (OSError, pa.ArrowException) as error:
+            said = getattr(error, "strerror", None) or str(error).splitlines()[0]
+            raise InputError(
+                f"verdicts: {path} cannot be read ({said}); expected a file that influence-batch review has "
+                "written: bring it back, or move it elsewhere if its verdicts are not to count"
+            ) from None
+        missing = [name for name in NAMES if name not in table.column_names]
+        if missing:
+            raise InputError(
+                f"verdicts: {path} has no column {missing[0]}; expected a file that influence-batch review "
+                "has written: move it elsewhere"
+            )
+        frames.append(table.select(list(NAMES)).to_pandas(integer_object_nulls=True).astype(object))
+    frames = [frame for frame in frames if len(frame)]
+    if not frames:
+        return None
+    frame = pd.concat(frames, ignore_index=True)
+    frame = frame.where(frame.notna(), None)
+    return frame.sort_values("time", kind="stable", ignore_index=True)
+
+
+def import_verdicts(audit: Path, file: Path) -> Imported:
+    """Store the verdicts of a file, after those that there are.
+
+    Args:
+        audit: folder of the audit.
+        file: CSV or Parquet with the columns id and verdict; given_label, corrected_label, row_fingerprint,
+            reviewer, time and note where they are known.
+
+    Raises:
+        InputError: with every kind of problem found, one a line; nothing is written then.
+    """
+    last = last_run(audit)
+    frame = read_file(file)
+    now = datetime.now(UTC)
+    with_time = frame["time"].notna().to_numpy()
+    frame, off = check_file(frame, last, str(file), now)
+    stored = load_verdicts(audit)
+    fresh = _fresh(frame, stored, with_time)
+    if not fresh.any():
+        return Imported(0, len(frame), 0, None)
+    path = audit / FOLDER / f"{now:%Y%m%dT%H%M%S%fZ}-{uuid.uuid4().hex[:8]}.parquet"
+    schema = verdict_schema(last.ids.type, last.labels.type)
+    arrays = [pa.array(frame.loc[fresh, field.name].tolist(), field.type) for field in schema]
+    try:
+        path.parent.mkdir(exist_ok=True)
+        whole_or_nothing(path, lambda temporary: pq.write_table(pa.table(arrays, schema=schema), temporary))
+    except OSError as error:
+        raise InputError(f"review: {path.parent} cannot be written ({error.strerror or error})") from None
+    return Imported(int(fresh.sum()), int((~fresh).sum()), int(off[fresh].sum()), path)
+
+
+def export_verdicts(audit: Path, file: Path) -> int:
+    """Write all verdicts to a new file, CSV or Parquet by its suffix, as `import_verdicts` reads them.
+
+    Returns:
+        How many there were.
+
+    Raises:
+        InputError: the file is there already, or cannot be written.
+    """
+    frame = load_verdicts(audit)
+    if frame is None:
+        frame = pd.DataFrame(columns=list(NAMES), dtype=object)
+    write_new(file, pa.table({name: _plain_array(frame[name].tolist()) for name in NAMES}), "review")
+    return len(frame)
+
+
+def write_new(file: Path, table: pa.Table | None, command: str) -> None:
+    """Write a table to a file that is not there yet, whole or not at all.
+
+    Args:
+        table: None only checks that it can be done.
+
+    Raises:
+        InputError: the file is there, its suffix is neither .csv nor .parquet, or it cannot be written.
+    """
+    suffix = file_suffix(file, command)
+    if file.exists():
+        raise InputError(f"{command}: {file} is there already; expected the name of a new file")
+    if not file.absolute().parent.is_dir():
+        raise InputError(
+            f"{command}: the folder {file.absolute().parent} does not exist; expected one that does"
+        )
+    if table is None:
+        return
+
+    def write(temporary: Path) -> None:
+        if suffix == ".parquet":
+            pq.write_table(table, temporary)
+        else:
+            table.to_pandas(integer_object_nulls=True).to_csv(
+                temporary, index=False, date_format="%Y-%m-%dT%H:%M:%S.%fZ"
+            )
+
+    try:
+        whole_or_nothing(file, write)
+    except OSError as error:
+        raise InputError(f"{command}: {file} cannot be written ({error.strerror or error})") from None
+
+
+def review_state(audit: Path) -> dict[str, Any]:
+    """How many verdicts there are, and how much of the last run's list they cover."""
+    last = last_run(audit)
+    stored = load_verdicts(audit)
+    located = Located.none()
+    if stored is not None:
+        frame = check_verdicts(stored).assign(imported=True)
+        regression = last.run.record.get("model", {}).get("task") == "regression"
+        classes = None if regression else last.labels.unique().to_pylist()
+        located = locate(frame, last.ids, last.labels, last.fingerprints, last.by_content, classes)
+    reviewed = np.zeros(len(last.ids), dtype=bool)
+    reviewed[[row for row, _ in located.said]] = True
+    return {
+        "run_id": last.run.run_id,
+        "verdicts": located.given,
+        **located.review(),
+        "listed": int(last.suspect.sum()),
+        "listed_reviewed": int(np.count_nonzero(last.suspect & reviewed)),
+    }
+
+
+def _plain_array(values: Sequence[Any]) -> pa.Array:
+    """An array of whatever type holds all values; text where they are of several."""
+    try:
+        return pa.array(values)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
+        return pa.array([None if value is None else str(value) for value in values])
+
+
+def _fresh(frame: pd.DataFrame, stored: pd.DataFrame | None, with_time: np.ndarray) -> np.ndarray:
+    """Mask of the verdicts that are not stored yet.
+
+    With a time of its own a verdict is known where the very same one is stored; without one, where the last
+    one on its row says the same.
+    """
+    if stored is None:
+        return np.ones(len(frame), dtype=bool)
+    timeless = [name for name in NAMES if name != "time"]
+
+    def said(part: pd.DataFrame) -> list[tuple[str, ...]]:
+        return [tuple(map(str, line)) for line in part[timeless].itertuples(index=False, name=None)]
+
+    times = [pd.Timestamp(time).value for time in stored["time"]]
+    all_of_them = set(zip(said(stored), times, strict=True))
+    last_of_row = {line[0]: line for line in said(stored)}
+    fresh = []
+    for line, time, timed in zip(said(frame), frame["time"], with_time.tolist(), strict=True):
+        if timed:
+            fresh.append((line, pd.Timestamp(time).value) not in all_of_them)
+        else:
+            fresh.append(last_of_row.get(line[0]) != line)
+    return np.array(fresh, dtype=bool)
