@@ -118,6 +118,19 @@ def test_images_come_from_paths_and_from_bytes(tmp_path: Path) -> None:
     assert {item["k"] for item in items["content"].values()} == {"i", "e"}
 
 
+def test_sounds_are_named_and_small_ones_played(tmp_path: Path) -> None:
+    (tmp_path / "short.wav").write_bytes(b"RIFF" + bytes(200))
+    (tmp_path / "long.wav").write_bytes(bytes(70_000))
+    names = np.array(["short.wav", "long.wav", "speech.xyz", "none.mp3"], dtype=object)
+    train = frame(N).assign(path=names[np.arange(N) % 4])
+    found = data(audit(tmp_path, {"kind": "audio", "columns": "path"}, train, test=None))
+    for id_, place in zip(found["rows"]["id"], found["rows"]["own"], strict=True):
+        item, name = found["train"][place], names[(int(id_) - 10**17) % 4]
+        assert (item["k"], item["p"]) == ("a", name)
+        assert ("s" in item) == (name == "short.wav")
+        assert ("e" in item) == (name in ("long.wav", "none.mp3"))
+
+
 def test_rows_show_the_most_unusual_features(tmp_path: Path) -> None:
     train = frame(N).assign(note=[f"n{i}" for i in range(N)])
     train.loc[3, "p4"] = 400
