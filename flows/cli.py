@@ -305,6 +305,29 @@ def sample(name: str, folder: Path, source: Path | None, seed: int) -> None:
 
 
 @main.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=Path("plots"), show_default=True, help="Folder."
+)
+@click.option("--format", "form", default="png", show_default=True, help="png, svg or pdf.")
+@click.option("--test", "test_id", help="Id of a test point (default: the one the first suspect harms most).")
+@click.option(
+    "--examples", type=click.IntRange(1, 20), default=5, show_default=True, help="Of each direction."
+)
+@answers_in_words
+def plot(run: Path, out: Path, form: str, test_id: str | None, examples: int) -> None:
+    """Draw figures of the RUN in a folder: influence, noise matrix, a test point's examples.
+
+    Needs the extra `plot`. The examples are read from the files that the run's config names.
+    """
+    from influence_batch.plotting import save_plots
+    from influence_batch.report import load_report
+
+    for path in save_plots(load_report(run), out, form, test_id, examples):
+        click.echo(str(path))
+
+
+@main.command()
 @click.argument("table", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 @answers_in_words

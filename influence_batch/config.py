@@ -26,6 +26,7 @@ from pydantic_core import PydanticCustomError
 from influence_batch.config_errors import told
 from influence_batch.config_files import apply_override, plain, read_yaml
 from influence_batch.config_notify import NotifyConfig
+from influence_batch.config_report import ReportConfig, with_absolute_folder
 from influence_batch.errors import InputError
 
 
@@ -396,6 +397,7 @@ class AuditConfig(_Section):
     )
     gates: GatesConfig = GatesConfig()
     notify: NotifyConfig | None = Field(None, description="a mapping with the keys url, on, headers")
+    report: ReportConfig = ReportConfig()
     cluster: ClusterConfig = NoCluster()
     memory_limit: Annotated[ByteSize, BeforeValidator(_no_truth_value)] = Field(
         ByteSize(2 * 1024**3), ge=1024**2, description="a size such as 2GiB or 500MB, at least 1MiB"
@@ -471,6 +473,7 @@ def _with_absolute_paths(config: AuditConfig, folder: Path, reports: str | Path 
         update["test"] = config.test.model_copy(update={"path": absolute(config.test.path)})
     if config.model.weights is not None:
         update["model"] = config.model.model_copy(update={"weights": absolute(config.model.weights)})
+    update["report"] = with_absolute_folder(config.report, absolute)
     # pathlib makes one slash of two.
     given = config.reports if reports is None else str(reports)
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", given):

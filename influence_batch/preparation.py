@@ -27,6 +27,7 @@ from influence_batch.dataset import (
 from influence_batch.dataset.columns import storage_type
 from influence_batch.dataset.files import file_state
 from influence_batch.dataset.inspection import count_train_labels, find_classes
+from influence_batch.dataset.showing import resolve_show
 from influence_batch.errors import InputError
 from influence_batch.influence.weights import check_exists
 from influence_batch.plan import Plan, make_plan, shard_rows
@@ -58,7 +59,8 @@ def prepare(config: AuditConfig, verdicts: pd.DataFrame | None = None) -> Prepar
     paths = [ref.path for dataset in (train_set, test_set) if dataset for ref in dataset.refs]
     paths += [config.model.weights] if config.model.weights else []
     files = {path: file_state(path) for path in dict.fromkeys(paths)}
-    return Prepared(config, train_set, test_set, regression, files, _all_verdicts(config, verdicts))
+    shown = resolve_show(config.report.show, train_set, test_set) if config.report.page else None
+    return Prepared(config, train_set, test_set, regression, files, _all_verdicts(config, verdicts), shown)
 
 
 def _all_verdicts(config: AuditConfig, verdicts: pd.DataFrame | None) -> pd.DataFrame | None:
@@ -172,7 +174,8 @@ def open_run(prepared: Prepared, plan: Plan) -> RunWriter:
 
 def _key(prepared: Prepared, plan: Plan) -> str:
     """16 hexadecimal digits of all that parts depend on: config, files, code, how the data are cut."""
-    config = prepared.config.model_dump(mode="json", exclude={"reports", "gates", "notify"})
+    kept = {"reports", "gates", "notify", "report"}
+    config = prepared.config.model_dump(mode="json", exclude=kept)
     cuts = [
         [(ref.start, ref.rows) for ref in dataset.refs]
         for dataset in (prepared.train, prepared.test)

@@ -15,6 +15,7 @@ import pyarrow as pa
 from influence_batch.config import AuditConfig
 from influence_batch.dataset import Dataset, Inspection
 from influence_batch.dataset.columns import storage_type
+from influence_batch.dataset.showing import Shown
 from influence_batch.detection import Reading, Settled
 from influence_batch.execution import Executor
 from influence_batch.execution.parts import Store
@@ -39,6 +40,7 @@ class Prepared:
     Attributes:
         files: state of each file that the audit reads, before it does.
         verdicts: of reviewers, as `check_verdicts` gives them; None where there are none.
+        shown: how the page shows examples; None where there is no page.
     """
 
     config: AuditConfig
@@ -47,6 +49,7 @@ class Prepared:
     regression: bool
     files: Mapping[str, str]
     verdicts: pd.DataFrame | None = None
+    shown: Shown | None = None
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from influence_batch.dataset.lookup import find_rows
 from influence_batch.errors import InputError
+from influence_batch.report.page import plain_cell
 from influence_batch.report.runs import EarlierRun, UnreadableRunError, open_run_folder, run_folders
 from influence_batch.report.schema import VERDICTS as COLUMNS
 from influence_batch.verdicts import VERDICTS, as_fingerprint, as_type, fits
@@ -100,7 +101,7 @@ def read_file(file: Path) -> pd.DataFrame:
 
 
 def _read_csv(file: Path) -> pd.DataFrame:
-    """All as text; empty cells are None, whatever else they say is a value."""
+    """All as text, as the page guards it or not; empty cells are None, whatever else they say is a value."""
     with file.open(encoding="utf-8-sig", newline="") as stream:
         lines = [line for line in csv.reader(stream, strict=True) if line]
     header, rows = (lines[0], lines[1:]) if lines else ([], [])
@@ -109,7 +110,7 @@ def _read_csv(file: Path) -> pd.DataFrame:
             raise InputError(
                 f"review: {file} has {len(row)} cells in row {number}; expected {len(header)} as its header"
             )
-    cells = [[cell if cell != "" else None for cell in row] for row in rows]
+    cells = [[plain_cell(cell) if cell != "" else None for cell in row] for row in rows]
     return pd.DataFrame(cells, columns=header, dtype=object)
 
 

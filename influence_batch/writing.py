@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from scipy.special import expit
 
 from influence_batch.detection import depth_columns
 from influence_batch.evidence import standing
-from influence_batch.execution.parts import narrow_blocks
+from influence_batch.execution.parts import narrow_blocks, take
 from influence_batch.gates import check_gates
 from influence_batch.influence import TrainInfluence
 from influence_batch.models import predict
+from influence_batch.page import gather_page
 from influence_batch.preparation import require_unchanged
 from influence_batch.record import run_record
 from influence_batch.report import TABLES, RunWriter
-from influence_batch.report.history import Compared, Rows, compare, rate_jump
-from influence_batch.report.memory import remember
+from influence_batch.report.history import Compared, Rows, compare, history_with, rate_jump
+from influence_batch.report.memory import Memory, remember
+from influence_batch.report.page import PAGE, render_page
 from influence_batch.stages import Clock, Crossed, Data, Evidence, Explained, Found, Model, Outcome
 from influence_batch.verdicts import Located, measured_precision
 
@@ -33,7 +37,7 @@ def write(
     writer: RunWriter,
     clock: Clock,
 ) -> Outcome:
-    """Write the tables, and give the run its place.
+    """Write the tables and the page, and give the run its place.
 
     Raises:
         InputError: a file has changed since it was read.
@@ -52,12 +56,14 @@ def write(
 
         writer.write_blocks("examples", tables())
         suspects = pa.concat_tables(listed).sort_by("rank")
-        compared, measured = _write_history(data, found, suspects, writer)
+        compared, measured, told = _write_history(data, found, suspects, writer)
+        tables_of_page: dict[str, Mapping[str, Any]] = {}
         if data.train.classes is not None:
-            writer.write_table("classes", _classes(data, found))
-            writer.write_table("noise_matrix", _noise_matrix(data, found))
+            tables_of_page = {"classes": _classes(data, found), "noise_matrix": _noise_matrix(data, found)}
         n_listed = int(np.count_nonzero(listing.suspect))
-        writer.write_table("depths", depth_columns(found.reading, listing.rank, n_listed, data.settled))
+        tables_of_page["depths"] = depth_columns(found.reading, listing.rank, n_listed, data.settled)
+        for name, columns in tables_of_page.items():
+            writer.write_table(name, columns)
         if found.groups:
             writer.write_blocks("groups", found.groups)
         writer.write_table("test_points", crossed.test_points)
@@ -69,19 +75,35 @@ def write(
         writer.write_arrays("model.npz", arrays)
         for number, step in enumerate(model.objective.dataset.steps):
             writer.write_arrays(f"features-{number}-{step.kind}.npz", vars(step))
+    page = None
+    if config.report.page:
+        with clock("page"):
+            names = ("suspects", *tables_of_page, *(("groups",) if found.groups else ()))
+            written = {name: writer.read_table(name) for name in names}
+            page = gather_page(
+                data, model, crossed, found, written.pop("suspects"), written, writer.started, told
+            )
     require_unchanged(data.prepared)
     record = run_record(data, model, explained, crossed, found, clock.seconds)
     record["history"] = compared.record
     record["detection"] |= measured
     record["notes"] += compared.notes
     record["gates"] = check_gates(config.gates, record)
+    if page is not None:
+        history = history_with(writer.audit_folder, writer.run_id, writer.started, record)
+        writer.write_text(PAGE, render_page(replace(page, history=history), record))
     return Outcome(writer.commit(record), record)
 
 
 def _write_history(
     data: Data, found: Found, suspects: pa.Table, writer: RunWriter
-) -> tuple[Compared, dict[str, Any]]:
-    """Write the list and what became of the last one; the precision that verdicts on lists have shown."""
+) -> tuple[Compared, dict[str, Any], list[tuple[float, bool]]]:
+    """Write the list and what became of the last one.
+
+    Returns:
+        The comparison, the precision that verdicts on lists have shown, and of each of these verdicts the
+        probability that was told and whether the label was wrong.
+    """
     train, inspection = data.train, data.train_inspection
     memory = remember(
         writer.audit_folder, train.columns.id, suspects["id"].type, suspects["given_label"].type
@@ -99,7 +121,24 @@ def _write_history(
     listed = (
         set(memory.rows[memory.key[0]].tolist()) if memory.by_id == (train.columns.id is not None) else ()
     )
-    return compared, measured_precision([wrong for key, wrong in judged if key in listed])
+    judged = [(key, wrong) for key, wrong in judged if key in listed]
+    return compared, measured_precision([wrong for _, wrong in judged]), _told(data, found, memory, judged)
+
+
+def _told(
+    data: Data, found: Found, memory: Memory, judged: Sequence[tuple[Any, bool]]
+) -> list[tuple[float, bool]]:
+    """The p_mislabeled that each verdict was on.
+
+    A row that left the list has it from its last listing. One that was found wrong and is still listed has
+    a 1 there since; of that row the channel is asked again.
+    """
+    told = dict(zip(memory.rows[memory.key[0]].tolist(), memory.rows["p_mislabeled"].tolist(), strict=True))
+    wrong, inspection = data.settled.wrong, data.train_inspection
+    if wrong.size and found.reading.outliers is None:
+        keys = take(inspection.ids if memory.by_id else inspection.row_fingerprints, wrong).tolist()
+        told |= dict(zip(keys, expit(take(found.reading.doubt, wrong)).tolist(), strict=True))
+    return [(float(told[key]), wrong) for key, wrong in judged if told[key] is not None]
 
 
 def _examples(

@@ -278,6 +278,7 @@ def test_run_json_is_enough_to_repeat_the_run(samples: Path, tmp_path: Path) -> 
         "cross_influence",
         "detection",
         "evidence",
+        "page",
         "report",
     }
 

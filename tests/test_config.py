@@ -27,7 +27,7 @@ MODEL_KEYS = (
 )
 TOP_KEYS = (
     "name, train, test, model, solver, influence, detection, group_by, self_check, gates, notify, "
-    "cluster, memory_limit, shard_rows, seed, reports"
+    "report, cluster, memory_limit, shard_rows, seed, reports"
 )
 STEPS = "standardize, unit_norm, pca, random_fourier, nystroem"
 
@@ -82,6 +82,7 @@ def test_defaults(file: Path, tmp_path: Path) -> None:
         "self_check": 0,
         "gates": dict.fromkeys(GatesConfig.model_fields),
         "notify": None,
+        "report": {"page": True, "show": {"kind": "row", "columns": None}},
         "cluster": {"kind": "none"},
         "memory_limit": 2 * 1024**3,
         "shard_rows": None,

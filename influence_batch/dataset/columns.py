@@ -94,12 +94,12 @@ def resolve_columns(
     where = first.path
     for name, part in ((label, "label"), (id, "id")):
         if name is not None:
-            _require(schema, name, f"{key}.{part}", where)
+            require_column(schema, name, f"{key}.{part}", where)
     for name in groups:
         _check_group(schema, name, where)
     names = _feature_names(schema, key, where, {id, label, *groups}, label, features)
     for name in names:
-        _require(schema, name, f"{key}.features", where)
+        require_column(schema, name, f"{key}.features", where)
     lists = [name for name in names if is_list(schema.field(name).type)]
     if lists and len(names) > 1:
         raise InputError(
@@ -131,7 +131,7 @@ def resolve_columns(
                     f"{key}.{part}: column {name} is in {where} and not in {file.path}; "
                     "expected it in all files"
                 )
-            _require(file.schema, name, f"{key}.{part}", file.path)
+            require_column(file.schema, name, f"{key}.{part}", file.path)
             one, other = value_type(schema.field(name).type), value_type(file.schema.field(name).type)
             if not (
                 _same_numbers(one, other) if part == "features" else storage_type(one) == storage_type(other)
@@ -155,7 +155,7 @@ def storage_type(type_: pa.DataType) -> pa.DataType:
 
 
 def _check_group(schema: pa.Schema, name: str, where: str) -> None:
-    _require(schema, name, "group_by", where)
+    require_column(schema, name, "group_by", where)
     type_ = value_type(schema.field(name).type)
     if not (pt.is_integer(type_) or is_text(type_) or pt.is_boolean(type_)):
         raise InputError(
@@ -171,7 +171,12 @@ def _same_numbers(one: pa.DataType, other: pa.DataType) -> bool:
     return _is_feature(one) and _is_feature(other)
 
 
-def _require(schema: pa.Schema, name: str, key: str, where: str) -> None:
+def require_column(schema: pa.Schema, name: str, key: str, where: str) -> None:
+    """Refuse a name that is not that of one column.
+
+    Raises:
+        InputError: with the nearest name.
+    """
     count = schema.names.count(name)
     if count == 0:
         near = difflib.get_close_matches(name, schema.names, n=1, cutoff=0.5)
@@ -228,7 +233,7 @@ def _feature_names(
                 )
             names += matched
         else:
-            _require(schema, pattern, f"{key}.features", where)
+            require_column(schema, pattern, f"{key}.features", where)
             if pattern in taken:
                 role = "the label column" if pattern == label else "an id or group_by column"
                 raise InputError(
@@ -240,6 +245,30 @@ def _feature_names(
     if not names:
         raise InputError(f"{key}.features: found an empty list; expected a name, a list of names or patterns")
     return names
+
+
+def matching_columns(schema: pa.Schema, patterns: Sequence[str], key: str, where: str) -> tuple[str, ...]:
+    """The columns that names and patterns name, each once.
+
+    Raises:
+        InputError: a name that is absent, a pattern that matches nothing, no names at all.
+    """
+    names: list[str] = []
+    for pattern in patterns:
+        if any(mark in pattern for mark in "*?[") and pattern not in schema.names:
+            matched = fnmatch.filter(schema.names, pattern)
+            if not matched:
+                raise InputError(
+                    f"{key}: the pattern {pattern} matches no column of {where}; "
+                    f"its columns: {_listed(schema.names)}"
+                )
+            names += matched
+        else:
+            require_column(schema, pattern, key, where)
+            names.append(pattern)
+    if not names:
+        raise InputError(f"{key}: found an empty list; expected a name, a list of names or patterns")
+    return tuple(dict.fromkeys(names))
 
 
 def _pandas_index(schema: pa.Schema) -> set[str]:

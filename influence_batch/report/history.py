@@ -184,19 +184,34 @@ def load_history(audit: str | Path) -> pd.DataFrame:
         except UnreadableRunError as error:
             notes.append(f"{error}: left out.")
             continue
-        sections = {name: part for name, part in run.record.items() if isinstance(part, dict)}
-        line: dict[str, Any] = {"run_id": run.run_id, "started": run.started}
-        for name, (section, key) in _TREND.items():
-            line[name] = _number(sections.get(section, {}).get(key))
-        if line["n_train"] and line["estimated_errors"] is not None:
-            line["error_rate"] = line["estimated_errors"] / line["n_train"]
-        lines.append(line)
+        lines.append(_line(run.run_id, run.started, run.record))
+    frame = _frame(lines)
+    frame.attrs["notes"] = notes
+    return frame
+
+
+def history_with(audit: Path, run_id: str, started: Any, record: Mapping[str, Any]) -> pd.DataFrame:
+    """The runs of an audit, as `load_history` has them, and one that has no place yet behind them."""
+    earlier = load_history(audit)
+    this = _frame([_line(run_id, started, record)])
+    return pd.concat([earlier, this], ignore_index=True) if len(earlier) else this
+
+
+def _line(run_id: str, started: Any, record: Mapping[str, Any]) -> dict[str, Any]:
+    sections = {name: part for name, part in record.items() if isinstance(part, dict)}
+    line: dict[str, Any] = {"run_id": run_id, "started": started}
+    for name, (section, key) in _TREND.items():
+        line[name] = _number(sections.get(section, {}).get(key))
+    if line["n_train"] and line["estimated_errors"] is not None:
+        line["error_rate"] = line["estimated_errors"] / line["n_train"]
+    return line
+
+
+def _frame(lines: list[dict[str, Any]]) -> pd.DataFrame:
     frame = pd.DataFrame(lines, columns=["run_id", "started", *_TREND])
     frame["started"] = pd.to_datetime(frame["started"], utc=True)
     types = {name: "Int64" if name in _WHOLE else "Float64" for name in _TREND}
-    frame = frame.astype(types)
-    frame.attrs["notes"] = notes
-    return frame
+    return frame.astype(types)
 
 
 def _number(value: Any) -> float | int | None:

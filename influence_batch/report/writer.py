@@ -141,6 +141,14 @@ class RunWriter:
         """Write numeric arrays as an .npz file."""
         np.savez(self._report / name, **arrays)
 
+    def write_text(self, name: str, text: str) -> None:
+        """Write a file of text."""
+        (self._report / name).write_text(text, encoding="utf-8")
+
+    def read_table(self, table: str) -> pa.Table:
+        """A table as it was written, if it is not in parts."""
+        return pq.ParquetFile(self._report / f"{table}.parquet").read()
+
     def commit(self, run: Mapping[str, Any]) -> Path:
         """Write run.json and give the run its place.
 

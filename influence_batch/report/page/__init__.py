@@ -1,0 +1,18 @@
+"""The page of a run: one HTML file that needs nothing beside it."""
+
+from influence_batch.report.page.cells import plain_cell
+from influence_batch.report.page.content import Examples, PageContent, Point, page_rows
+from influence_batch.report.page.plots import Distribution, Reviewed
+from influence_batch.report.page.render import PAGE, render_page
+
+__all__ = [
+    "PAGE",
+    "Distribution",
+    "Examples",
+    "PageContent",
+    "Point",
+    "Reviewed",
+    "page_rows",
+    "plain_cell",
+    "render_page",
+]

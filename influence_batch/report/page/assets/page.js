@@ -1,0 +1,512 @@
+"use strict";
+(() => {
+  // Everything from the data goes into the page as text (textContent, value), never as markup.
+  const data = JSON.parse(document.getElementById("data").textContent);
+  const rows = data.rows;
+  const total = (rows.id || []).length;
+  const PAGE = 50;
+  const MOST_OPTIONS = 300;
+  const byId = (id) => document.getElementById(id);
+
+  function h(tag, props, ...children) {
+    const node = document.createElement(tag);
+    for (const [name, value] of Object.entries(props || {})) {
+      if (value === null || value === undefined || value === false) continue;
+      if (name === "class") node.className = value;
+      else if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
+      else if (name === "value") node.value = value;
+      else node.setAttribute(name, value === true ? "" : value);
+    }
+    for (const child of children.flat()) {
+      if (child !== null && child !== undefined && child !== false) node.append(child);
+    }
+    return node;
+  }
+  const at = (name, i) => (rows[name] ? rows[name][i] : null);
+  const number = (value) => value.toLocaleString("en-US");
+  const digits = (value, n) => (value === null || value === undefined ? "–" : value.toFixed(n));
+  // The night of a run's id, 20261118T020000Z.
+  const night = (run) => (run === null ? null : run.replace(/^(\d{4})(\d\d)(\d\d)T\d{6}Z.*$/, "$1-$2-$3"));
+  const significant = (value) => (value === null ? "–" : Number(value.toPrecision(3)).toString());
+
+  // Verdicts, kept in the browser where it lets a file do so.
+  const KEY = `influence-batch verdicts ${data.audit} ${data.started}`;
+  const verdicts = new Map();
+  let kept = true;
+  const place = new Map((rows.id || []).map((id, i) => [id, i]));
+  const reviewer = byId("reviewer");
+  function load() {
+    try {
+      const saved = JSON.parse(localStorage.getItem(KEY) || "null");
+      for (const [id, verdict] of (saved && saved.verdicts) || []) if (place.has(id)) verdicts.set(id, verdict);
+      reviewer.value = (saved && saved.reviewer) || "";
+    } catch {
+      kept = false;
+    }
+  }
+  function save() {
+    try {
+      localStorage.setItem(KEY, JSON.stringify({ reviewer: reviewer.value, verdicts: [...verdicts] }));
+    } catch {
+      kept = false;
+    }
+    tray();
+  }
+  function tray() {
+    const n = verdicts.size;
+    const counts = { mislabeled: 0, correct: 0, ambiguous: 0 };
+    for (const verdict of verdicts.values()) counts[verdict.verdict] += 1;
+    const said = Object.entries(counts).filter(([, c]) => c).map(([name, c]) => `${number(c)} ${name}`).join(", ");
+    const where = kept ? "kept in this browser until you download them" : "not kept by this browser: download before you leave";
+    byId("tray-words").textContent = n ? `${number(n)} ${n === 1 ? "verdict" : "verdicts"}: ${said}; ${where}.` : "No verdicts yet: open a row and decide.";
+    byId("download").disabled = n === 0;
+  }
+  window.addEventListener("beforeunload", (event) => {
+    if (!kept && verdicts.size) event.preventDefault();
+  });
+
+  // A spreadsheet runs a cell that begins like a formula; an apostrophe before it makes it text. Numbers are none.
+  function cell(value) {
+    let text = value === null || value === undefined ? "" : String(value);
+    if (/^['\s]*[=+\-@\t\r]/.test(text) && !/^[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?$/i.test(text)) text = `'${text}`;
+    return /[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
+  }
+  function csv() {
+    const lines = [["id", "verdict", "given_label", "corrected_label", "row_fingerprint", "reviewer", "time", "note"]];
+    const order = [...verdicts.keys()].sort((a, b) => place.get(a) - place.get(b));
+    for (const id of order) {
+      const verdict = verdicts.get(id);
+      const i = place.get(id);
+      const corrected = verdict.verdict === "mislabeled" ? verdict.corrected : "";
+      lines.push([id, verdict.verdict, at("given", i), corrected, at("fingerprint", i), reviewer.value.trim(), verdict.time, verdict.note]);
+    }
+    return lines.map((line) => line.map(cell).join(",")).join("\r\n") + "\r\n";
+  }
+  byId("download").addEventListener("click", () => {
+    const url = URL.createObjectURL(new Blob([csv()], { type: "text/csv;charset=utf-8" }));
+    const link = h("a", { href: url, download: `verdicts-${data.audit}-${data.started.slice(0, 10)}.csv` });
+    document.body.append(link);
+    link.click();
+    link.remove();
+    setTimeout(() => URL.revokeObjectURL(url), 10000);
+  });
+  reviewer.addEventListener("change", save);
+
+  // Columns of the table.
+  const hasExamples = data.train.length > 0;
+  const wide = hasExamples && data.train.some((item) => item.k !== "i" && item.k !== "e");
+  const columns = [
+    { key: "rank", title: "#", class: "c-rank num", sort: "rank" },
+    hasExamples && { key: "show", title: "Example", class: `c-show${wide ? " wide" : ""}` },
+    { key: "id", title: "Id", class: "c-id", sort: "id" },
+    { key: "labels", title: data.regression ? "Value → expected" : "Label → suggested", class: "c-labels", sort: "given" },
+    { key: "p", title: "p_mislabeled", class: "c-p num", sort: "p" },
+    rows.state && { key: "state", title: "State", class: "c-state", sort: "state" },
+    { key: "verdict", title: "Verdict", class: "c-verdict", sort: "verdict" },
+    !wide && { key: "reason", title: "Reason", class: "c-reason" },
+  ].filter(Boolean);
+
+  // Search, filters, order.
+  const state = { search: "", filters: {}, sort: "rank", down: false, page: 0 };
+  let shown = [];
+  let haystack = null;
+  const verdictOf = (i) => {
+    const mine = verdicts.get(rows.id[i]);
+    return mine ? mine.verdict : at("verdict", i) || "none";
+  };
+  const filterSpecs = [
+    rows.state && { key: "state", title: "State" },
+    !data.regression && { key: "given", title: "Label" },
+    !data.regression && { key: "suggested", title: "Suggested" },
+    ...data.groups.map((name, k) => ({ key: `group${k}`, title: name })),
+    { key: "verdict", title: "Verdict" },
+  ].filter((spec) => spec && (spec.key === "verdict" || rows[spec.key]));
+  const NONE = "\u0000none";
+  const valueOf = (key, i) => (key === "verdict" ? verdictOf(i) : rows[key][i] === null ? NONE : rows[key][i]);
+
+  function makeFilters() {
+    const box = byId("filters");
+    for (const spec of filterSpecs) {
+      const counts = new Map();
+      if (spec.key === "verdict") for (const name of ["none", "mislabeled", "correct", "ambiguous"]) counts.set(name, 0);
+      else for (let i = 0; i < total; i++) counts.set(valueOf(spec.key, i), (counts.get(valueOf(spec.key, i)) || 0) + 1);
+      let names = [...counts.keys()];
+      if (spec.key !== "verdict") {
+        names.sort((a, b) => counts.get(b) - counts.get(a));
+        names = names.slice(0, MOST_OPTIONS).sort(compareText);
+      }
+      const select = h("select", { id: `filter-${spec.key}` }, h("option", { value: "" }, "all"));
+      for (const name of names) {
+        const words = name === NONE ? "(none)" : name;
+        select.append(h("option", { value: `=${name}` }, spec.key === "verdict" ? words : `${words} (${number(counts.get(name))})`));
+      }
+      select.addEventListener("change", () => setFilter(spec.key, select.value));
+      spec.select = select;
+      box.append(h("label", {}, spec.title, select));
+    }
+  }
+  function setFilter(key, value) {
+    const spec = filterSpecs.find((one) => one.key === key);
+    if (!spec) return;
+    if (value && ![...spec.select.options].some((option) => option.value === value)) {
+      spec.select.append(h("option", { value }, value.slice(1)));
+    }
+    spec.select.value = value;
+    if (value) state.filters[key] = value.slice(1);
+    else delete state.filters[key];
+    state.page = 0;
+    update();
+  }
+  const collator = new Intl.Collator(undefined, { numeric: true });
+  const compareText = (a, b) => collator.compare(a, b);
+  function compare(a, b) {
+    const key = state.sort;
+    const x = key === "verdict" ? verdictOf(a) : at(key, a);
+    const y = key === "verdict" ? verdictOf(b) : at(key, b);
+    let order = 0;
+    if (x === null || y === null) return (x === null) - (y === null) || a - b;
+    if (typeof x === "number") order = x - y;
+    else order = compareText(x, y);
+    return (state.down ? -order : order) || a - b;
+  }
+  function update() {
+    const words = state.search.toLowerCase().split(/\s+/).filter(Boolean);
+    if (words.length && !haystack) {
+      haystack = rows.id.map((id, i) => [id, at("given", i), at("suggested", i), at("reason", i)].join("\n").toLowerCase());
+    }
+    const filters = Object.entries(state.filters);
+    shown = [];
+    for (let i = 0; i < total; i++) {
+      if (filters.every(([key, value]) => valueOf(key, i) === value) && words.every((word) => haystack[i].includes(word))) shown.push(i);
+    }
+    if (state.sort !== "rank" || state.down) shown.sort(compare);
+    state.page = Math.min(state.page, Math.max(0, Math.ceil(shown.length / PAGE) - 1));
+    byId("clear").hidden = !filters.length && !words.length;
+    byId("count").textContent = shown.length === total ? `${number(total)} rows` : `${number(shown.length)} of ${number(total)} rows`;
+    render();
+  }
+
+  // The table: one page of rows at a time.
+  const body = byId("body");
+  function render() {
+    const start = state.page * PAGE;
+    const here = shown.slice(start, start + PAGE);
+    body.replaceChildren(...here.map(makeRow));
+    byId("empty").hidden = here.length > 0;
+    const pages = Math.ceil(shown.length / PAGE);
+    byId("pager").hidden = pages < 2;
+    byId("place").textContent = `${number(start + 1)} to ${number(start + here.length)} of ${number(shown.length)}`;
+    byId("previous").disabled = state.page === 0;
+    byId("next").disabled = state.page >= pages - 1;
+    for (const head of byId("head").children) {
+      const mine = head.dataset.sort && head.dataset.sort === state.sort;
+      if (mine) head.setAttribute("aria-sort", state.down ? "descending" : "ascending");
+      else head.removeAttribute("aria-sort");
+    }
+    byId("sort").value = `${state.sort} ${state.down ? "down" : "up"}`;
+  }
+  function sortBy(key, down) {
+    state.sort = key;
+    state.down = down;
+    state.page = 0;
+    update();
+  }
+  function makeHead() {
+    for (const column of columns) {
+      const head = h("th", { scope: "col", class: column.class });
+      if (column.sort) {
+        head.dataset.sort = column.sort;
+        // The most doubtful first is what one wants of probabilities.
+        const first = column.sort === "p";
+        head.append(h("button", { type: "button", onclick: () => sortBy(column.sort, state.sort === column.sort ? !state.down : first) }, column.title));
+      } else head.append(column.title);
+      byId("head").append(head);
+    }
+    const options = [["rank up", "most suspect first"], ["p up", "p_mislabeled, lowest first"], ["id up", "id"], ["given up", data.regression ? "value" : "label"], ["verdict up", "verdict"]];
+    if (rows.state) options.push(["state up", "state"]);
+    for (const column of columns.filter((one) => one.sort)) {
+      for (const way of ["up", "down"]) {
+        const value = `${column.sort} ${way}`;
+        if (!options.some(([one]) => one === value)) options.push([value, null]);
+      }
+    }
+    for (const [value, words] of options) byId("sort").append(h("option", { value, hidden: words === null }, words || value));
+    byId("sort").addEventListener("change", (event) => {
+      const [key, way] = event.target.value.split(" ");
+      sortBy(key, way === "down");
+    });
+  }
+
+  const item = (set, index) => (index >= 0 && index !== undefined ? data[set][index] : null);
+  function labels(i) {
+    const given = at("given", i);
+    const suggested = at("suggested", i);
+    return h("span", { class: "labels" },
+      h("span", { class: "label", title: given }, given),
+      h("span", { class: "to-what" }, h("span", { class: "arrow", role: "img", "aria-label": "suggested" }, "→"),
+        suggested === null ? h("span", { class: "quiet" }, "none fits") : h("span", { class: "label to", title: suggested }, suggested)));
+  }
+  function probability(i) {
+    const p = at("p", i);
+    const fill = h("span", { class: "fill" });
+    fill.style.width = `${100 * (p || 0)}%`;
+    fill.style.display = "block";
+    return h("span", { class: "p" }, h("span", { class: "track", "aria-hidden": "true" }, fill), digits(p, 3));
+  }
+  function chip(i) {
+    const verdict = verdictOf(i);
+    if (verdict === "none") return h("span", { class: "quiet" }, "");
+    const mine = verdicts.get(rows.id[i]);
+    const corrected = mine ? mine.corrected : at("corrected", i);
+    return h("span", { class: `chip ${verdict}`, title: mine ? null : "imported earlier" }, verdict === "mislabeled" && corrected ? `is ${corrected}` : verdict);
+  }
+  function stateChip(i) {
+    const words = at("state", i);
+    if (words === null) return "";
+    const nights = at("nights", i);
+    return h("span", { class: `chip ${words === "new" || words === "reopened" ? words : ""}`, title: nights ? `listed in ${nights} nights, first on ${night(at("first_seen", i))}` : null }, words);
+  }
+  function thumb(i) {
+    const own = item("train", at("own", i));
+    if (!own) return "";
+    if (own.k === "i") return h("img", { class: `thumb${own.w <= 64 ? " pixel" : ""}`, src: own.s, alt: "" });
+    if (own.k === "t") return h("span", { class: "snippet clamp" }, own.s.slice(0, 160));
+    if (own.k === "a") return h("span", { class: "snippet clamp" }, own.p.split("/").pop());
+    if (own.k === "r") return h("span", { class: "snippet clamp" }, own.r.slice(0, 3).map(([name, value]) => `${data.names[name]} ${value}`).join(" · "));
+    return h("span", { class: "missing clamp" }, own.s);
+  }
+  const makers = {
+    rank: (i) => number(at("rank", i)),
+    show: thumb,
+    id: (i) => rows.id[i],
+    labels,
+    p: probability,
+    state: stateChip,
+    verdict: chip,
+    reason: (i) => h("span", { class: "clamp" }, at("reason", i) || ""),
+  };
+  function makeRow(i) {
+    const row = h("tr", { class: "row", tabindex: "0", "aria-expanded": "false" });
+    row.dataset.row = String(i);
+    for (const column of columns) {
+      row.append(h("td", { class: column.class, title: column.key === "id" ? rows.id[i] : null }, makers[column.key](i)));
+    }
+    return row;
+  }
+  const rowOf = (target) => (target instanceof Element ? target.closest("tr.row") : null);
+  function toggle(row, open) {
+    const isOpen = row.getAttribute("aria-expanded") === "true";
+    if (open === isOpen) return;
+    row.setAttribute("aria-expanded", String(!isOpen));
+    if (isOpen) row.nextElementSibling.remove();
+    else row.after(h("tr", { class: "detail" }, h("td", { colspan: String(columns.length) }, evidence(Number(row.dataset.row), row))));
+  }
+  body.addEventListener("click", (event) => {
+    const row = rowOf(event.target);
+    if (row && !String(window.getSelection())) toggle(row);
+  });
+  function step(row, by) {
+    let next = row;
+    do next = by > 0 ? next.nextElementSibling : next.previousElementSibling;
+    while (next && !next.classList.contains("row"));
+    if (next) next.focus();
+  }
+  body.addEventListener("keydown", (event) => {
+    const typing = event.target instanceof HTMLInputElement || event.target instanceof HTMLSelectElement;
+    if (typing || event.ctrlKey || event.metaKey || event.altKey) return;
+    const row = rowOf(event.target);
+    if (event.key === "Escape") {
+      const detail = event.target.closest("tr.detail");
+      const own = row || (detail && detail.previousElementSibling);
+      if (own) {
+        toggle(own, false);
+        own.focus();
+      }
+      return;
+    }
+    if (!row) return;
+    const verdict = { m: "mislabeled", c: "correct", a: "ambiguous" }[event.key];
+    if (event.key === "Enter" || event.key === " ") toggle(row);
+    else if (event.key === "ArrowDown" || event.key === "j") step(row, 1);
+    else if (event.key === "ArrowUp" || event.key === "k") step(row, -1);
+    else if (verdict) decide(Number(row.dataset.row), row, { verdict });
+    else return;
+    event.preventDefault();
+  });
+
+  // What is known of a row, and what is to be decided. A note may come before its verdict.
+  const pendingNotes = new Map();
+  function decide(i, row, change) {
+    const id = rows.id[i];
+    const before = verdicts.get(id) || { verdict: null, corrected: at("suggested", i) || "", note: pendingNotes.get(id) || "" };
+    const after = { ...before, ...change, time: new Date().toISOString() };
+    if (after.verdict) verdicts.set(id, after);
+    else verdicts.delete(id);
+    save();
+    row.querySelector(".c-verdict").replaceChildren(chip(i));
+    const detail = row.nextElementSibling;
+    if (detail && detail.classList.contains("detail")) refresh(detail, i);
+  }
+  function refresh(detail, i) {
+    const mine = verdicts.get(rows.id[i]);
+    for (const button of detail.querySelectorAll("[data-verdict]")) {
+      button.setAttribute("aria-pressed", String(Boolean(mine) && mine.verdict === button.dataset.verdict));
+    }
+    detail.querySelector(".corrected").hidden = !mine || mine.verdict !== "mislabeled";
+  }
+  function verdictForm(i, row) {
+    const mine = verdicts.get(rows.id[i]);
+    const form = h("div", { class: "verdict", role: "group", "aria-label": `Verdict on ${rows.id[i]}` });
+    const choices = h("div", { class: "choices" });
+    for (const verdict of ["mislabeled", "correct", "ambiguous"]) {
+      choices.append(h("button", {
+        type: "button", "data-verdict": verdict, "aria-pressed": String(Boolean(mine) && mine.verdict === verdict),
+        onclick: () => {
+          const now = verdicts.get(rows.id[i]);
+          decide(i, row, { verdict: now && now.verdict === verdict ? null : verdict });
+        },
+      }, verdict[0].toUpperCase() + verdict.slice(1)));
+    }
+    const corrected = h("input", {
+      type: "text", list: data.classes.length ? "classes" : null, autocomplete: "off",
+      value: mine ? mine.corrected : at("suggested", i) || "",
+      onchange: (event) => {
+        const value = event.target.value.trim();
+        const same = value === at("given", i);
+        event.target.setCustomValidity(same ? "This is the label that the data have: take Correct for it." : "");
+        if (same) event.target.reportValidity();
+        else decide(i, row, { corrected: value });
+      },
+    });
+    const note = h("input", {
+      type: "text", autocomplete: "off", maxlength: "2000", value: mine ? mine.note : pendingNotes.get(rows.id[i]) || "",
+      onchange: (event) => {
+        if (verdicts.has(rows.id[i])) decide(i, row, { note: event.target.value });
+        else pendingNotes.set(rows.id[i], event.target.value);
+      },
+    });
+    form.append(choices,
+      h("label", { class: "corrected", hidden: !mine || mine.verdict !== "mislabeled" }, data.regression ? "Corrected value" : "Corrected label", corrected),
+      h("label", { class: "note-field" }, "Note", note));
+    return form;
+  }
+
+  function picture(one, small) {
+    if (!one) return small ? null : h("p", { class: "missing" }, "The example itself is not in this page.");
+    if (one.k === "i") return h("img", { class: `picture${one.w <= 64 ? " pixel" : ""}`, src: one.s, alt: "the example" });
+    if (one.k === "t") return h("p", { class: "text" }, one.m ? `${one.s}…` : one.s);
+    if (one.k === "a") {
+      return h("div", {}, one.s ? h("audio", { controls: true, preload: "none", src: one.s }) : null,
+        h("p", { class: "missing" }, one.e ? `${one.p} (not playable here: ${one.e})` : one.p));
+    }
+    if (one.k === "r") {
+      const table = h("table", { class: "cells" });
+      for (const [name, value, away] of small ? one.r.slice(0, 4) : one.r) {
+        const far = away !== null && Math.abs(away) >= 2;
+        const words = away === null ? "" : Math.abs(away) < 0.05 ? "usual" : `${Math.abs(away).toFixed(1)} sd ${away > 0 ? "above" : "below"}`;
+        table.append(h("tr", {}, h("td", {}, data.names[name].replaceAll("_", "_\u200b")), h("td", { class: "num" }, value), h("td", { class: `away${far ? " far" : ""}` }, words)));
+      }
+      return table;
+    }
+    return h("p", { class: "missing" }, one.s);
+  }
+  function card(id, one, ...lines) {
+    const wordy = one && one.k !== "i";
+    if (wordy) {
+      const facts = lines.filter(Boolean).join(", ");
+      return h("div", { class: "card wordy" }, h("div", {}, h("span", { class: "id" }, id), ` ${facts}`), picture(one, true));
+    }
+    return h("div", { class: "card" }, picture(one, true), h("div", { class: "id" }, id), lines.map((line) => h("div", {}, line)));
+  }
+  function strip(title, cards) {
+    return cards.length ? h("div", { class: "strip" }, h("h4", {}, title), h("div", { class: "cards" }, cards)) : null;
+  }
+  function fact(name, value) {
+    return value === null || value === undefined || value === "–" ? null : h("div", {}, h("dt", {}, name), h("dd", {}, value));
+  }
+  function evidence(i, row) {
+    const given = at("given", i);
+    const suggested = at("suggested", i);
+    const near = (list) => (list || []).map(([id, far, index]) => card(id, item("train", index), `distance ${significant(far)}`));
+    const duplicate = at("duplicate", i);
+    const strips = h("div", { class: "strips full" },
+      duplicate && strip(duplicate[1] === 0 ? "Same features, another label" : "Nearly the same, another label",
+        [card(duplicate[0], item("train", duplicate[2]), `labelled ${at("duplicate_label", i)}`)]),
+      strip(data.regression ? "Nearest examples" : `Nearest labelled ${given}`, near(at("near_given", i))),
+      strip(`Nearest labelled ${suggested}`, suggested === null ? [] : near(at("near_suggested", i))),
+      strip("Test points it harms most", (at("harmed", i) || []).map(([id, influence, index, label, predicted]) =>
+        card(id, item("test", index), label === null ? "" : predicted === label ? `labelled ${label}` : `labelled ${label}, predicted ${predicted}`, `loss +${significant(-influence)}`))));
+    const facts = h("dl", { class: "facts" },
+      fact(data.regression ? "Value" : "Given label", given),
+      fact(data.regression ? "Expected" : "Suggested", suggested === null ? "no label fits" : suggested),
+      fact("p_mislabeled", digits(at("p", i), 3)),
+      data.regression ? null : fact("Suggested, probability", at("probability", i) === null ? null : digits(at("probability", i), 3)),
+      fact("Predicted", at("predicted", i)),
+      fact("Self-influence", at("self_influence", i) === null ? null : significant(at("self_influence", i))),
+      fact("State", at("state", i)),
+      fact("Nights on the list", at("nights", i)),
+      fact("First listed", night(at("first_seen", i))),
+      fact("Moved", at("moved", i) === null ? null : at("moved", i) === 0 ? "kept its place" : `${number(Math.abs(at("moved", i)))} ${at("moved", i) > 0 ? "up" : "down"}`),
+      data.groups.map((name, k) => fact(name, at(`group${k}`, i))));
+    return h("div", { class: `evidence${wide ? " wordy" : ""}` },
+      h("div", { class: "own" }, picture(item("train", at("own", i)), false)),
+      h("div", { class: "case" },
+        h("p", {}, at("reason", i) || "Beyond the rows that get a reason (detection.evidence)."),
+        facts, verdictForm(i, row)),
+      strips);
+  }
+
+  // Controls.
+  let waiting = 0;
+  byId("search").addEventListener("input", (event) => {
+    clearTimeout(waiting);
+    waiting = setTimeout(() => {
+      state.search = event.target.value;
+      state.page = 0;
+      update();
+    }, 80);
+  });
+  byId("clear").addEventListener("click", () => {
+    state.search = "";
+    state.filters = {};
+    byId("search").value = "";
+    for (const spec of filterSpecs) spec.select.value = "";
+    update();
+    byId("search").focus();
+  });
+  for (const [id, by] of [["previous", -1], ["next", 1]]) {
+    byId(id).addEventListener("click", () => {
+      state.page += by;
+      render();
+      byId("list").scrollIntoView();
+      const first = body.querySelector("tr.row");
+      if (first) first.focus({ preventScroll: true });
+    });
+  }
+  for (const button of document.querySelectorAll("[data-filter]")) {
+    button.addEventListener("click", () => {
+      for (const spec of filterSpecs) {
+        spec.select.value = "";
+        delete state.filters[spec.key];
+      }
+      setFilter(button.dataset.filter, `=${button.dataset.value}`);
+      byId("list").scrollIntoView();
+      byId("list").focus({ preventScroll: true });
+    });
+  }
+  document.addEventListener("keydown", (event) => {
+    const typing = event.target instanceof HTMLInputElement || event.target instanceof HTMLSelectElement;
+    if (event.key === "/" && !typing && !event.ctrlKey && !event.metaKey && !event.altKey) {
+      event.preventDefault();
+      byId("search").focus();
+    }
+  });
+
+  document.body.append(h("datalist", { id: "classes" }, data.classes.map((label) => h("option", { value: label }))));
+  load();
+  makeHead();
+  makeFilters();
+  update();
+  tray();
+  document.documentElement.dataset.ready = String(Math.round(performance.now()));
+})();

@@ -1,0 +1,224 @@
+"""The page of a run in a real Chromium: hostile data, sorting, filters, evidence, verdicts, keyboard."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from selenium.webdriver.common.keys import Keys
+
+import influence_batch
+from influence_batch.report.page import plain_cell
+from influence_batch.review import import_verdicts, load_verdicts
+from tests.report.browser import Browser
+
+SCRIPT = "<script>window.hit = 1; alert(1)</script>"
+BROKEN = '</script><img src=x onerror="window.hit = 2"> \'q\' "d"'
+FORMULA = '=HYPERLINK("http://127.0.0.1/","x")'
+LABELS = [SCRIPT, BROKEN, FORMULA]
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> influence_batch.Report:
+    """240 rows, 24 of them labelled wrong; labels, ids, texts and groups that would like to be markup."""
+    folder = tmp_path_factory.mktemp("page")
+    random = np.random.default_rng(0)
+    n, m = 240, 40
+    true = random.integers(0, 3, n + m)
+    x = 6.0 * np.eye(3, 4)[true] + random.standard_normal((n + m, 4))
+    label = true.copy()
+    label[:24] = (label[:24] + 1) % 3
+    ids = [f"row-{i}" for i in range(n + m)]
+    ids[:6] = ["__proto__", "-5", "=1+1", "javascript:alert(1)", 'a,b"c', "<b>6</b>"]
+    frame = pd.DataFrame({f"x{j}": x[:, j] for j in range(4)})
+    frame["id"], frame["label"] = ids, np.array(LABELS, dtype=object)[label]
+    frame["text"] = [f"{i} javascript:alert(1) {BROKEN}\u2028{SCRIPT}" for i in range(n + m)]
+    frame["source"] = np.where(np.arange(n + m) % 2, SCRIPT, "plain & simple")
+    frame.iloc[:n].to_parquet(folder / "train.parquet")
+    frame.iloc[n:].to_parquet(folder / "test.parquet")
+    return influence_batch.audit(
+        {
+            "name": "hostile",
+            "train": {"path": str(folder / "train.parquet"), "id": "id", "label": "label", "features": "x*"},
+            "test": {"path": str(folder / "test.parquet")},
+            "model": {"l2": 1e-2},
+            "detection": {"budget": 30},
+            "group_by": "source",
+            "report": {"show": {"kind": "text", "columns": "text"}},
+        },
+        reports=folder / "reports",
+    )
+
+
+@pytest.fixture(scope="module")
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    browser = Browser(tmp_path_factory.mktemp("chromium"))
+    yield browser
+    browser.driver.quit()
+
+
+@pytest.fixture
+def page(chromium: Browser, report: influence_batch.Report) -> Browser:
+    chromium.open(report.run_dir / "report.html")
+    return chromium
+
+
+def ids(page: Browser) -> list[str]:
+    return page.texts("tr.row td.c-id")
+
+
+def test_it_opens_without_errors_and_without_network(page: Browser, report: influence_batch.Report) -> None:
+    assert int(page.js("return document.documentElement.dataset.ready")) < 2000
+    for row in page.all("tr.row")[:3]:
+        page.click(row)
+    console, schemes = page.logs()
+    assert console == []
+    assert schemes <= {"file", "data", "blob"}
+    assert ids(page) == report.suspects.id.head(50).tolist()
+    assert f"{len(report.suspects)}" in page.texts(".figures .value")[0]
+
+
+def test_hostile_values_are_shown_and_do_nothing(page: Browser) -> None:
+    for row in page.all("tr.row")[:10]:
+        page.click(row)
+    assert page.js("return window.hit") is None
+    assert page.js("return document.scripts.length") == 2
+    assert page.js("return document.querySelectorAll('main img, [onerror], [onclick]').length") == 0
+    assert page.js("return [...document.querySelectorAll('a')].every(a => a.href.startsWith('file:'))")
+    assert set(page.texts("tr.row .label")) <= set(LABELS)
+    assert SCRIPT in page.texts("#classes [data-filter]")
+    assert "<script>" in page.texts("tr.detail .text")[0]
+    # What would run were it markup is refused by the page's own policy.
+    page.js(
+        "const s = document.createElement('script'); s.textContent = 'window.hit = 3';document.body.append(s)"
+    )
+    assert page.js("return window.hit") is None
+
+
+def test_it_sorts_filters_and_searches(page: Browser, report: influence_batch.Report) -> None:
+    suspects = report.suspects
+    by_id = next(head for head in page.all("#head th") if head.text.startswith("Id"))
+    page.click(by_id.find_element("css selector", "button"))
+    assert by_id.get_attribute("aria-sort") == "ascending"
+    assert ids(page) != suspects.id.tolist()
+    numbered = [int(name[4:]) for name in ids(page) if name.startswith("row-")]
+    assert numbered == sorted(numbered)
+    wanted = suspects.query("given_label == @SCRIPT").id.tolist()
+    place = page.texts("#classes [data-filter]").index(SCRIPT)
+    page.click(page.all("#classes [data-filter]")[place])
+    assert sorted(ids(page)) == sorted(wanted)
+    page.click(page.one("#clear"))
+    assert len(ids(page)) == len(suspects)
+    page.one("#filter-group0").send_keys("plain")
+    plain = pd.read_parquet(report.run["train"]["files"][0]["path"]).query("source == 'plain & simple'").id
+    assert set(ids(page)) == set(suspects.id) & set(plain)
+    page.click(page.one("#clear"))
+    page.one("#search").send_keys("__PROTO__")
+    page.js("return new Promise(done => setTimeout(done, 150))")
+    assert ids(page) == ["__proto__"]
+
+
+def test_opening_a_row_shows_its_evidence(page: Browser, report: influence_batch.Report) -> None:
+    first = report.suspects.iloc[0]
+    page.click(page.one("tr.row"))
+    assert page.texts("tr.detail .case p") == [first.reason]
+    cards = page.texts("tr.detail .card .id")
+    for column in ("nearest_given_ids", "nearest_suggested_ids", "harmed_test_ids"):
+        assert set(first[column]) <= set(cards)
+    # Neighbours and harmed test points are shown themselves, in the user's own words.
+    texts = page.texts("tr.detail .card .text")
+    assert len(texts) == len(cards)
+    assert all("javascript:alert(1)" in text for text in texts)
+
+
+def test_verdicts_become_a_csv_file(page: Browser, report: influence_batch.Report, tmp_path: Path) -> None:
+    suspects = report.suspects.set_index("id")
+    rows = {name: page.all("tr.row")[place] for place, name in enumerate(ids(page))}
+    assert not page.one("#download").is_enabled()
+    for name, keys in (("=1+1", "m"), ("-5", "c"), ('a,b"c', "a"), ("__proto__", "m")):
+        rows[name].send_keys(keys)
+    wrong = next(name for name in ("=1+1", "__proto__") if suspects.given_label[name] != FORMULA)
+    other = "__proto__" if wrong == "=1+1" else "=1+1"
+    page.click(rows[wrong])
+    corrected, note = page.one("tr.detail .corrected input"), page.one("tr.detail .note-field input")
+    corrected.clear()
+    corrected.send_keys(FORMULA, Keys.TAB)
+    note.send_keys('@SUM(A1), "sure"', Keys.TAB)
+    page.one("#reviewer").send_keys("Ada", Keys.TAB)
+    # Kept over a reload.
+    page.driver.refresh()
+    assert "4 verdicts" in page.one("#tray-words").text
+    page.click(page.one("#download"))
+    text = page.downloaded().decode("utf-8")
+    table = {row["id"]: row for row in csv.DictReader(io.StringIO(text, newline=""))}
+    assert list(next(iter(table.values()))) == [
+        "id", "verdict", "given_label", "corrected_label", "row_fingerprint", "reviewer", "time", "note",
+    ]  # fmt: skip
+    # An apostrophe keeps spreadsheets from taking text for a formula; a number is none.
+    assert {name: row["verdict"] for name, row in table.items()} == {
+        "'=1+1": "mislabeled", "-5": "correct", 'a,b"c': "ambiguous", "__proto__": "mislabeled",
+    }  # fmt: skip
+    table = {plain_cell(name): row for name, row in table.items()}
+    first = table[wrong]
+    assert first["corrected_label"] == f"'{FORMULA}"
+    assert first["note"] == '\'@SUM(A1), "sure"'
+    assert {row["reviewer"] for row in table.values()} == {"Ada"}
+    assert table["-5"]["corrected_label"] == ""
+    assert plain_cell(table[other]["corrected_label"]) == suspects.suggested_label[other]
+    for name, row in table.items():
+        assert row["row_fingerprint"] == str(suspects.row_fingerprint[plain_cell(name)])
+        assert plain_cell(row["given_label"]) == suspects.given_label[plain_cell(name)]
+        assert pd.Timestamp(row["time"]).tzinfo is not None
+    # And it is what `review` imports.
+    file = tmp_path / "verdicts.csv"
+    file.write_text(text, encoding="utf-8", newline="")
+    audit = report.run_dir.parent
+    assert import_verdicts(audit, file).added == 4
+    stored = load_verdicts(audit)
+    assert stored is not None
+    kept = stored.set_index("id")
+    assert set(kept.index) == {"=1+1", "-5", 'a,b"c', "__proto__"}
+    assert kept.corrected_label[wrong] == FORMULA
+    assert kept.note[wrong] == '@SUM(A1), "sure"'
+    assert set(kept.reviewer) == {"Ada"}
+
+
+def test_it_is_used_by_keyboard_alone(page: Browser) -> None:
+    body = page.one("body")
+    body.send_keys("/")
+    assert page.js("return document.activeElement.id") == "search"
+    for _ in range(60):
+        page.driver.switch_to.active_element.send_keys(Keys.TAB)
+        if page.js("return document.activeElement.className") == "row":
+            break
+    first = page.driver.switch_to.active_element
+    first.send_keys(Keys.ARROW_DOWN)
+    second = page.driver.switch_to.active_element
+    assert second.get_attribute("data-row") == "1"
+    second.send_keys(Keys.ENTER)
+    assert second.get_attribute("aria-expanded") == "true"
+    second.send_keys("a")
+    assert page.texts("tr.detail [aria-pressed=true]") == ["Ambiguous"]
+    second.send_keys("k")
+    assert page.js("return document.activeElement.dataset.row") == "0"
+    second.send_keys(Keys.ESCAPE)
+    assert page.all("tr.detail") == []
+
+
+def test_it_fits_a_narrow_screen(page: Browser) -> None:
+    size = {"width": 390, "height": 800, "deviceScaleFactor": 1, "mobile": True}
+    page.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    try:
+        page.click(page.one("tr.row"))
+        assert page.js("return document.documentElement.scrollWidth") <= 390
+        assert (
+            page.js("return document.querySelector('tr.detail .verdict').getBoundingClientRect().right")
+            <= 390
+        )
+    finally:
+        page.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
