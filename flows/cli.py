@@ -23,7 +23,7 @@ from flows.answers import (
     answers_in_words,
     stop,
 )
-from flows.looking_back import export_labels, history, review
+from flows.looking_back import compare, export_labels, history, review
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -32,7 +32,7 @@ def main() -> None:
     """Find mislabeled training data with influence functions."""
 
 
-for _command in (history, review, export_labels):
+for _command in (history, review, export_labels, compare):
     main.add_command(_command)
 
 

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from influence_batch.config import AuditConfig
+    from influence_batch.report import Comparison
+
+_DIFFERENT = 10
 
 
 def _load(config: Path, overrides: tuple[str, ...], reports: Path | None) -> tuple[AuditConfig, Path]:
@@ -45,6 +48,64 @@ def history(config: Path, overrides: tuple[str, ...], reports: Path | None, as_j
     _print_history(frame, audit)
     for note in frame.attrs["notes"]:
         click.echo(f"note: {note}")
+
+
+@click.command()
+@click.argument("run_a", type=click.Path(path_type=Path))
+@click.argument("run_b", type=click.Path(path_type=Path))
+@JSON
+@answers_in_words
+def compare(run_a: Path, run_b: Path, as_json: bool) -> None:
+    """Compare two runs, RUN_A and RUN_B: two nights, or two models on the same data."""
+    from influence_batch.report import compare as compare_runs
+
+    found = compare_runs(run_a, run_b)
+    if as_json:
+        click.echo(json.dumps(found.summary))
+        return
+    _print_comparison(found)
+
+
+def _print_comparison(found: Comparison) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    summary = found.summary
+    examples, suspects, points = summary["examples"], summary["suspects"], summary["test_points"]
+    click.echo(f"a: {summary['run_a']}")
+    click.echo(f"b: {summary['run_b']}")
+    correlation = _shown(summary["rank_correlation"], ".3f") or "none"
+    click.echo(
+        f"examples (by {summary['compared_by']}): {examples['both']} in both, "
+        f"{examples['only_a']} in a only, "
+        f"{examples['only_b']} in b only; correlation of ranks {correlation}"
+    )
+    click.echo(
+        f"suspects: {suspects['both']} on both lists, {suspects['only_a']} on a's only, "
+        f"{suspects['only_b']} on b's only; {_shown(suspects['jaccard'], '.0%') or 'none'} of all are on both"
+    )
+    click.echo(
+        f"test points: {points['both']} in both; of the most harmful examples "
+        f"{_shown(points['mean_jaccard_harmful'], '.0%') or 'none'} are the same, of the most helpful "
+        f"{_shown(points['mean_jaccard_helpful'], '.0%') or 'none'}"
+    )
+    different = found.suspects[found.suspects["on"] != "both"].head(_DIFFERENT)
+    if different.empty:
+        return
+    title = f"The {len(different)} most suspect that are on one list only"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    for name in ("id", "list", "rank a", "rank b", "p mislabeled a", "p mislabeled b"):
+        table.add_column(name, justify="right")
+    for line in _plain(different):
+        table.add_row(
+            escape(str(line["id"])),
+            line["on"],
+            *(_shown(line[name], ".0f") for name in ("rank_a", "rank_b")),
+            *(_shown(line[name], ".3f") for name in ("p_mislabeled_a", "p_mislabeled_b")),
+        )
+    Console().print(table)
 
 
 def _plain(frame: pd.DataFrame) -> list[dict[str, Any]]:

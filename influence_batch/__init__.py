@@ -2,7 +2,17 @@
 
 from influence_batch.audit import audit
 from influence_batch.errors import GateError, InputError, RunError
-from influence_batch.report import Report, load_history, load_report
+from influence_batch.report import Comparison, Report, compare, load_history, load_report
 
 __version__ = "0.1.0"
-__all__ = ["GateError", "InputError", "Report", "RunError", "audit", "load_history", "load_report"]
+__all__ = [
+    "Comparison",
+    "GateError",
+    "InputError",
+    "Report",
+    "RunError",
+    "audit",
+    "compare",
+    "load_history",
+    "load_report",
+]

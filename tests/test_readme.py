@@ -38,6 +38,10 @@ def test_python_runs(block: str, workplace: Path, monkeypatch: pytest.MonkeyPatc
     run = next((workplace / "reports" / "digits").iterdir())
     names: dict[str, object] = {}
     exec(re.sub(r"run_id=\w+", run.name, block), names)
+    if "nights" in names:
+        nights, same = names["nights"], names["same"]
+        assert nights.run_id.nunique() == same["run_id"].n_unique() == 1  # type: ignore[attr-defined,index]
+        assert len(nights) == len(same) > 50  # type: ignore[arg-type]
     if "todo" in names:
         assert len(names["todo"]) > 50  # type: ignore[arg-type]
         assert len(names["harmed"]) > 0  # type: ignore[arg-type]

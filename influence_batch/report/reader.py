@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -70,6 +71,11 @@ class Report:
         """Config, fingerprints, versions, timings and diagnostics."""
         content: dict[str, Any] = json.loads((self.run_dir / "run.json").read_text(encoding="utf-8"))
         return content
+
+    def columns(self, table: str, names: Sequence[str]) -> pd.DataFrame:
+        """Some columns of a table, without reading the others."""
+        path = self.run_dir / (table if table == "cross_influence" else f"{table}.parquet")
+        return pq.read_table(path, columns=list(names), partitioning=None).to_pandas()
 
     def _table(self, name: str) -> pd.DataFrame:
         # `partitioning=None`: the folder's own name, run_id=..., is no column of a single run.
