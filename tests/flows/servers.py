@@ -19,6 +19,7 @@ import httpx
 from tests.flows.processes import ROOT
 
 T = TypeVar("T")
+_ATTEMPTS = 20
 PREFECT = [sys.executable, "-m", "prefect"]
 
 
@@ -34,7 +35,12 @@ class Server:
         """POST `content`, or GET where there is none."""
         url = f"{self.url}/{path}"
         with httpx.Client(timeout=30, trust_env=False) as client:
-            answer = client.get(url) if content is None else client.post(url, json=content)
+            for _ in range(_ATTEMPTS):
+                answer = client.get(url) if content is None else client.post(url, json=content)
+                # Its database is busy: the client of Prefect itself asks again, too.
+                if answer.status_code != httpx.codes.SERVICE_UNAVAILABLE:
+                    break
+                time.sleep(1.0)
         answer.raise_for_status()
         return answer.json()
 
