@@ -118,7 +118,7 @@ def _shard_influence(
     example_weights = rows.get("example_weights")
     parts = []
     # What is made of H^-1 for each pair of logits serves as many rows as their leverages fit.
-    for some in row_chunks(n, 8.0 * (linear.COLUMNS + (k if loss.separable else k * k))):
+    for some in row_chunks(n, 8.0 * (k if loss.separable else k * k)):
         features, targets = shard.features[some], shard.targets[some]
         if isinstance(inverse, Kronecker):
             leverages = linear.kronecker_leverage(loss, features, *inverse, n_total)

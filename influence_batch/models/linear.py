@@ -26,8 +26,9 @@ from influence_batch.threads import in_threads
 _PRODUCT_BYTES = 1024**2
 # Pairs of logits are worked on in so many groups, in threads.
 _GROUPS = 8
-# Columns of a quadratic form that are multiplied at a time, those before them left out.
-COLUMNS = 64
+# Columns of a quadratic form that are multiplied at a time, those before them left out, of so many forms side
+# by side, for so many bytes of rows.
+_COLUMNS, _STACKED, _ROW_BYTES = 40, 9, 512 * 1024
 
 
 def logits(weights: np.ndarray, features: np.ndarray) -> np.ndarray:
@@ -171,20 +172,25 @@ def leverage(loss: Loss, features: np.ndarray, inverse_blocks: np.ndarray, n_tot
     n, d = features.shape
     k = loss.outputs
     if loss.separable:
-        quadratic = [_quadratic(features, block) for block in inverse_blocks]
-        return np.repeat(np.stack(quadratic, axis=1), k // len(quadratic), axis=1) / n_total
+        quadratic = _quadratics(features, list(inverse_blocks))
+        return np.repeat(quadratic, k // quadratic.shape[1], axis=1) / n_total
     last = k - 1
     result = np.empty((n, last, last))
     inverse = inverse_blocks[0].reshape(k, d, k, d)
 
-    def fill(pair: tuple[int, int]) -> None:
-        a, b = pair
-        contrast = inverse[a, :, b, :] - inverse[last, :, b, :] - inverse[a, :, last, :]
-        contrast += inverse[last, :, last, :]
-        result[:, a, b] = result[:, b, a] = _quadratic(features, contrast)
+    def contrast(a: int, b: int) -> np.ndarray:
+        matrix = inverse[a, :, b, :] - inverse[last, :, b, :] - inverse[a, :, last, :]
+        matrix += inverse[last, :, last, :]
+        return matrix
 
-    in_threads(fill, [(a, b) for a in range(last) for b in range(a, last)])
-    return result / n_total
+    pairs = [(a, b) for a in range(last) for b in range(a, last)]
+    for start in range(0, len(pairs), _STACKED):
+        group = pairs[start : start + _STACKED]
+        found = _quadratics(features, [contrast(a, b) for a, b in group])
+        for (a, b), column in zip(group, found.T, strict=True):
+            result[:, a, b] = result[:, b, a] = column
+    result /= n_total
+    return result
 
 
 def kronecker_leverage(
@@ -213,21 +219,29 @@ def kronecker_leverage(
     return result
 
 
-def _quadratic(features: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """`x_i' M x_i` (n,) for X (n, d) and any M (d, d).
+def _quadratics(features: np.ndarray, matrices: list[np.ndarray]) -> np.ndarray:
+    """`x_i' M x_i` (n, g) for X (n, d) and g matrices M (d, d), symmetric or not.
 
     M's part below the diagonal is taken twice and the one above not at all, which nearly halves the
-    operations.
+    operations. Rows stay in a core's cache while they are multiplied with one slice of columns after the
+    other, of all matrices side by side.
     """
-    d = len(matrix)
-    lower = np.tril(matrix)
-    lower += np.triu(matrix, 1).T
-    count = max(1, round(d / COLUMNS))
-    edges = [d * i // count for i in range(count + 1)]
-    total = np.zeros(len(features))
-    for start, stop in pairwise(edges):
-        product = features[:, start:] @ lower[start:, start:stop]
-        total += np.einsum("ij,ij->i", product, features[:, start:stop])
+    n, d = features.shape
+    g = len(matrices)
+    lower = [np.tril(matrix) + np.triu(matrix, 1).T for matrix in matrices]
+    count = max(1, round(d / _COLUMNS))
+    edges = list(pairwise([d * i // count for i in range(count + 1)]))
+    slices = [np.concatenate([one[start:, start:stop] for one in lower], axis=1) for start, stop in edges]
+    total = np.zeros((n, g))
+
+    def add(part: slice) -> None:
+        x = features[part]
+        for (start, stop), block in zip(edges, slices, strict=True):
+            product = (x[:, start:] @ block).reshape(len(x), g, stop - start)
+            total[part] += np.einsum("ngj,nj->ng", product, x[:, start:stop])
+
+    step = max(64, _ROW_BYTES // (8 * d))
+    in_threads(add, [slice(start, start + step) for start in range(0, n, step)])
     return total
 
 

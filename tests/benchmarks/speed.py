@@ -67,10 +67,11 @@ def measure(name: str, features: np.ndarray, labels: np.ndarray, options: argpar
     sys.stdout.write(f"{name}: {features.shape[0]} x {features.shape[1]}, l2 = {L2:g}\n")
     with tempfile.TemporaryDirectory() as folder:
         path = write(Path(folder) / "train.parquet", features, given)
-        for _ in range(options.runs):
+        for number in range(options.runs):
             seconds["peer"].append(peer(features, given))
             for kind in options.solvers:
-                reports[kind] = audit(path, folder, kind, options.settings)
+                # A name of its own: a fit would begin at the weights of the last run.
+                reports[kind] = audit(path, folder, f"{kind}-{number}", kind, options.settings)
                 spent = reports[kind].run["seconds"]
                 seconds[kind].append(sum(spent[stage] for stage in STAGES))
         peer_median = float(np.median(seconds["peer"]))
@@ -94,14 +95,15 @@ def peer(features: np.ndarray, given: np.ndarray) -> float:
     return time.perf_counter() - start
 
 
-def audit(path: str, folder: str, kind: str, settings: list[str]) -> influence_batch.Report:
+def audit(path: str, folder: str, name: str, kind: str, settings: list[str]) -> influence_batch.Report:
     config = {
-        "name": kind,
+        "name": name,
         "train": {"path": path, "id": "id", "label": "y"},
         "model": {"l2": L2},
         "solver": {"kind": kind},
         "influence": {"test_sample": 2},
         "detection": {"evidence": 0},
+        "report": {"page": False},
         "memory_limit": "4GiB",
         "reports": folder,
     }
