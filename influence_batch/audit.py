@@ -235,8 +235,9 @@ def check_approximation(data: Data, model: Model, explained: Explained) -> Expla
     """With the error of leverages that are approximations; a run that is taken up measures it again."""
     if data.plan.choice.kind != "ekfac":
         return explained
-    weights, seed = model.fit.weights, data.prepared.config.seed
-    error = approximation_error(model.objective, weights, explained.inverse, explained.train, seed)
+    config = data.prepared.config
+    objective = model.objective.with_damping(config.influence.damping)
+    error = approximation_error(objective, model.fit.weights, explained.inverse, explained.train, config.seed)
     return replace(explained, error=error)
 
 

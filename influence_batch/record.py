@@ -199,11 +199,16 @@ def _notes(data: Data, model: Model, explained: Explained, crossed: Crossed, n_t
             f"The weights were given and not checked: their relative gradient norm is "
             f"{model.fit.gradient_norm:.2g}. Influences hold at an optimum, where it is 0."
         )
-    if explained.error is not None:
+    if data.plan.choice.kind == "ekfac":
+        error = explained.error
         notes.append(
-            "Self-influence and leave-one-out predictions are approximations (ekfac): on "
-            f"{explained.error.examples} examples self-influence is off by {explained.error.median:.0%} "
-            f"(median), at most {explained.error.largest:.0%}."
+            "Self-influence and leave-one-out predictions are approximations (ekfac): "
+            + (
+                "how far they are off could not be measured."
+                if error is None
+                else f"on {error.examples} examples self-influence is off by {error.median:.0%} (median), at "
+                f"most {error.largest:.0%}."
+            )
         )
     unconverged = int(np.count_nonzero(~crossed.test_points["converged"]))
     if unconverged:

@@ -134,13 +134,15 @@ def _choose_l2(
             def compute() -> Mapping[str, np.ndarray]:
                 most = data.prepared.config.model.max_iterations
                 tolerance = _L2_TOLERANCE
-                weights = fit(
-                    objective, tolerance, most, start, may_assemble=dense, polished=tolerance
-                ).weights
+                weights = np.zeros((objective.k, objective.d)) if start is None else start
                 try:
-                    near = (sample(objective) if dense else None) or objective
-                    inverse = make_inverse(data, near, weights, None)
-                    loss = leave_one_out_loss(objective, weights, inverse, some, dense)
+                    weights = fit(
+                        objective, tolerance, most, start, may_assemble=dense, polished=tolerance
+                    ).weights
+                    near = sample(objective) if dense else None
+                    inverse = make_inverse(data, near or objective, weights, None)
+                    part = some if near is None else _spread(near.dataset.load(0), _L2_ROWS)
+                    loss = leave_one_out_loss(objective, weights, inverse, part, dense)
                 except RunError:
                     loss = np.inf  # an optimum that is all but undetermined
                 return {"weights": weights, "loss": np.asarray(loss)}
@@ -157,6 +159,12 @@ def _choose_l2(
                 break
             best += step
     return 10.0**best, tried[best][1], {10.0**e: tried[e][0] for e in sorted(tried)}
+
+
+def _spread(shard: Any, count: int) -> Shard:
+    """So many rows of a shard, or all. An example has to be in the Hessian that its leverage comes from."""
+    rows = np.unique(np.linspace(0, len(shard.targets) - 1, min(count, len(shard.targets))).astype(int))
+    return Shard(0, shard.features[rows], shard.targets[rows])
 
 
 def fit_model(

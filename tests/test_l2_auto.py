@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 
 import numpy as np
@@ -72,3 +73,28 @@ def test_given_weights_have_an_l2(train: Path, tmp_path: Path) -> None:
             {"train": {"path": str(train), "label": "label"}, "model": {"l2": "auto", "weights": "w.npz"}},
             reports=tmp_path,
         )
+
+
+def test_rare_features_do_not_hide_the_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An example whose feature no other of the sample has is in the Hessian that its leverage comes from."""
+    random = np.random.default_rng(0)
+    n = 1_000
+    x = np.concatenate([random.standard_normal((n, 4)), np.zeros((n, 6))], axis=1)
+    x[random.choice(n, 6, replace=False), np.arange(4, 10)] = 1.0
+    y = (x[:, :4] @ [1.5, -1.0, 0.5, 0.0] + random.gumbel(size=n) > 0).astype(int)
+    pd.DataFrame({"label": y, "x": list(x)}).to_parquet(tmp_path / "train.parquet")
+    losses = {}
+    for least in (100, 10**6):  # with a sample, and without
+        # The package's own name `fit` is the function.
+        monkeypatch.setattr(importlib.import_module("influence_batch.influence.fit"), "_LEAST_SAMPLE", least)
+        report = influence_batch.audit(
+            {
+                "name": str(least),
+                "train": {"path": tmp_path / "train.parquet", "label": "label"},
+                "model": {"kind": "softmax", "l2": "auto", "features": "standardize"},
+                "reports": tmp_path,
+            }
+        )
+        losses[least] = report.run["model"]["l2_leave_one_out_losses"]
+    assert all(loss is not None for loss in losses[100].values())
+    assert losses[100]["0.001"] == pytest.approx(losses[10**6]["0.001"], rel=0.1)

@@ -23,7 +23,7 @@ from influence_batch.threads import in_threads
 _FULL_LEVERAGE = 1e-9
 
 
-# Leverages of an approximate inverse are scaled down to this, for all logits together.
+# Leverages of an approximate inverse that reach 1, which none does, are scaled down to this.
 _MOST_APPROXIMATE = 0.9
 # Bytes of a row that leave some ten thousand rows for a thread at a time.
 _WORTH_A_THREAD = 1500.0
@@ -233,7 +233,7 @@ def _from_leverages(
     logits = linear.logits(weights, features)
     residual = loss.residual(logits, targets)
     curvature = loss.curvature(logits, targets)
-    if approximate:
+    if approximate and not loss.constant_curvature:
         leverages = linear.limited(curvature, leverages, _MOST_APPROXIMATE)
     took_part = np.ones(len(targets), bool) if example_weights is None else example_weights > 0
     full = took_part & (linear.remaining_share(curvature, leverages) < _FULL_LEVERAGE)

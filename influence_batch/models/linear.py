@@ -172,7 +172,9 @@ def leverage(loss: Loss, features: np.ndarray, inverse_blocks: np.ndarray, n_tot
     n, d = features.shape
     k = loss.outputs
     if loss.separable:
-        quadratic = _quadratics(features, list(inverse_blocks))
+        blocks = range(0, len(inverse_blocks), _STACKED)
+        parts = [_quadratics(features, list(inverse_blocks[start : start + _STACKED])) for start in blocks]
+        quadratic = np.concatenate(parts, axis=1)
         return np.repeat(quadratic, k // quadratic.shape[1], axis=1) / n_total
     last = k - 1
     result = np.empty((n, last, last))
@@ -280,15 +282,18 @@ def remaining_share(curvature: np.ndarray, leverages: np.ndarray) -> np.ndarray:
 
 
 def limited(curvature: np.ndarray, leverages: np.ndarray, most: float) -> np.ndarray:
-    """Leverages scaled down to a trace of C A of at most `most`: approximate ones can exceed 1.
+    """Leverages, those scaled down that are none: approximate ones can have eigenvalues of C A of 1 and more.
 
     Args:
         curvature, leverages: as `remaining_share` takes them.
+        most: the largest eigenvalue of C A, or entry where it is diagonal, of those that are scaled down.
     """
     if leverages.ndim == 2:
-        return np.minimum(leverages, most / np.maximum(curvature, 1e-300))
-    trace = np.einsum("iab,iba->i", curvature[:, :-1, :-1], leverages)
-    result: np.ndarray = leverages * (most / np.maximum(trace, most))[:, None, None]
+        product = curvature * leverages
+        return np.where(product >= 1.0, leverages * most / np.maximum(product, 1.0), leverages)
+    share = remaining_share(curvature, leverages)
+    scale = np.where(share <= 0.0, most / (1.0 - np.minimum(share, 0.0)), 1.0)
+    result: np.ndarray = leverages * scale[:, None, None]
     return result
 
 

@@ -25,7 +25,8 @@ class Comparison:
         summary: counts and correlations, as `influence-batch compare --json` prints them.
         suspects: a row for each example that either run listed: its id in a run that has it, `on` (`both`,
             `a` or `b`), and rank and p_mislabeled in each, missing where that run does not have the row.
-        test_points: a row for each test point and direction of both: `test_id`, `direction`, how many
+        test_points: a row for each test point and direction of both (none where neither examples have ids
+            nor test sets are equal): `test_id`, `direction`, how many
             training examples each run names (`n_a`, `n_b`), how many of them are the same (`common`), and
             their share of all that are named (`jaccard`).
     """
@@ -55,6 +56,8 @@ def compare(run_a: str | Path, run_b: str | Path) -> Comparison:
     on = suspects["on"].value_counts()
     listed = {name: int(on.get(name, 0)) for name in ("both", "a", "b")}
     points = _test_points(a, b, examples)
+    if key == "row_fingerprint" and a.run["test"].get("fingerprint") != b.run["test"].get("fingerprint"):
+        points = points[:0]  # test points are known by row numbers, of other rows
     summary = {
         "run_a": str(a.run_dir),
         "run_b": str(b.run_dir),
