@@ -22,7 +22,8 @@ _CG_ITERATIONS = 500
 # preconditioner it, or that of a sample of rows, takes a few passes in the place of some fifty. Where Newton
 # steps take no more passes than these the preconditioner there is does as well.
 _NEAR, _FEW, _REST = 1e-3, 4, 50
-# A fit begins at the optimum of one row in so many, of so many rows at least and so many bytes at most.
+# A fit begins near the optimum of one row in so many, of so many rows at least and so many bytes at most:
+# where the gradient of the sample is as near to zero as chance leaves that of all rows.
 _SAMPLED, _LEAST_SAMPLE, _MOST_SAMPLED = 8, 4096, 64 * 1024**2
 _SAMPLE_TOLERANCE = 1e-2
 _ASSEMBLY_SIZE = 4000

@@ -20,7 +20,7 @@ from influence_batch.execution import Executor
 from influence_batch.execution.reduction import Rows, ShardedSource, sum_over_shards
 from influence_batch.influence.chunks import CACHED_BYTES, row_chunks
 from influence_batch.models import linear
-from influence_batch.models.losses import Loss
+from influence_batch.models.losses import Loss, curvature_forms
 from influence_batch.solvers import Kronecker
 from influence_batch.threads import in_threads
 
@@ -47,27 +47,27 @@ def kronecker(
     """
     k, d = weights.shape
     basis = np.eye(k) if loss.separable else eigh(curvature)[1]
-    transform, fixed = _feature_basis(gram, penalty)
+    transform = _feature_basis(gram, penalty)
     state = (loss, weights, basis, transform)
-    values = executor.reduce(dataset, sum_over_shards(_shard_values, n), state, rows) + fixed + damping
+    values = executor.reduce(dataset, sum_over_shards(_shard_values, n), state, rows) + penalty + damping
     if not loss.separable:
         # Equal shifts of all logits have no curvature, and no gradient has a part in them.
         flat = np.square(basis.sum(axis=0)) / k > 0.5
-        values[np.ix_(flat, fixed == 0)] += float(np.trace(gram)) / d
+        values[np.ix_(flat, penalty == 0)] += float(np.trace(gram)) / d
     # Rounding of sums of squares; a value this small is a direction that the data do not determine.
     return Kronecker(transform, basis, np.maximum(values, 1e-14 * values.max()))
 
 
-def _feature_basis(gram: np.ndarray, penalty: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """What makes features z = B x (d, d), and the penalty (d,) of each of z's weights."""
+def _feature_basis(gram: np.ndarray, penalty: np.ndarray) -> np.ndarray:
+    """B (d, d), which makes features z = B x whose weights have the penalties that x's have."""
     if np.all(penalty == penalty[0]):
-        return eigh(gram)[1].T, penalty
+        return np.asarray(eigh(gram)[1].T)
     # The last feature is the column of ones, the only one without the others' penalty.
     mean = gram[:-1, -1] / gram[-1, -1]
     vectors = eigh(gram[:-1, :-1] - gram[-1, -1] * np.outer(mean, mean))[1].T
     transform = np.zeros_like(gram)
     transform[:-1, :-1], transform[:-1, -1], transform[-1, -1] = vectors, -vectors @ mean, 1.0
-    return transform, penalty
+    return transform
 
 
 def _shard_values(
@@ -78,7 +78,7 @@ def _shard_values(
 
     def some(part: slice) -> np.ndarray:
         features, targets = shard.features[part], shard.targets[part]
-        forms = loss.curvature_forms(linear.logits(weights, features), targets, basis)
+        forms = curvature_forms(loss, linear.logits(weights, features), targets, basis)
         if example_weights is not None:
             forms = forms * example_weights[part, None]
         result: np.ndarray = forms.T @ np.square(features @ transform.T)

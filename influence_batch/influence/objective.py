@@ -234,12 +234,18 @@ class HessianOperator:
 
     def kronecker(self) -> Kronecker:
         o = self.objective
-        curvature = o.executor.reduce(
-            o.dataset, sum_over_shards(_shard_curvature, o.n), (o.loss, self.weights), o.rows
-        )
+        curvature = self._mean_curvature()
         return kronecker(
             o.executor, o.dataset, o.loss, self.weights, o.rows, o.n, o.gram, curvature, o.penalty, o.damping
         )
+
+    def _mean_curvature(self) -> np.ndarray:
+        """Mean of C (k, k), or of its diagonal (k,)."""
+        o = self.objective
+        mean: np.ndarray = o.executor.reduce(
+            o.dataset, sum_over_shards(_shard_curvature, o.n), (o.loss, self.weights), o.rows
+        )
+        return mean
 
     def preconditioner(self) -> Callable[[np.ndarray], np.ndarray]:
         """Inverse of the Hessian that has the mean of C in the place of every example's C.
@@ -251,9 +257,7 @@ class HessianOperator:
         o = self.objective
         if o.near_inverse is not None:
             return o.near_inverse
-        curvature = o.executor.reduce(
-            o.dataset, sum_over_shards(_shard_curvature, o.n), (o.loss, self.weights), o.rows
-        )
+        curvature = self._mean_curvature()
         if o.loss.separable:
             values, basis = curvature, np.eye(o.k)
         else:

@@ -49,10 +49,6 @@ class Loss(Protocol):
         """C v for `vectors` (n, k, m), without forming C."""
         ...
 
-    def curvature_forms(self, logits: np.ndarray, targets: np.ndarray, basis: np.ndarray) -> np.ndarray:
-        """r_a' C r_a (n, k) for the columns of `basis` (k, k)."""
-        ...
-
     def class_scores(self, logits: np.ndarray) -> np.ndarray:
         """Scores (n, classes) whose softmax at some temperature gives class probabilities."""
         ...
@@ -107,13 +103,6 @@ class Softmax:
         moved *= p[:, :, None]
         return moved
 
-    def curvature_forms(self, logits: np.ndarray, targets: np.ndarray, basis: np.ndarray) -> np.ndarray:
-        p = softmax(logits)
-        # The variance under p of a vector's entries, which no shift of them changes.
-        centered = basis - basis.mean(axis=0)
-        forms: np.ndarray = p @ np.square(centered) - np.square(p @ centered)
-        return np.maximum(forms, 0.0)
-
     def class_scores(self, logits: np.ndarray) -> np.ndarray:
         return logits
 
@@ -138,9 +127,6 @@ class Logistic:
 
     def curvature_product(self, logits: np.ndarray, targets: np.ndarray, vectors: np.ndarray) -> np.ndarray:
         return self.curvature(logits, targets)[:, :, None] * vectors
-
-    def curvature_forms(self, logits: np.ndarray, targets: np.ndarray, basis: np.ndarray) -> np.ndarray:
-        return self.curvature(logits, targets) @ np.square(basis)
 
     def class_scores(self, logits: np.ndarray) -> np.ndarray:
         return np.concatenate([np.zeros_like(logits), logits], axis=1)
@@ -173,9 +159,6 @@ class Squared:
 
     def curvature_product(self, logits: np.ndarray, targets: np.ndarray, vectors: np.ndarray) -> np.ndarray:
         return vectors
-
-    def curvature_forms(self, logits: np.ndarray, targets: np.ndarray, basis: np.ndarray) -> np.ndarray:
-        return self.curvature(logits, targets) @ np.square(basis)
 
     def class_scores(self, logits: np.ndarray) -> np.ndarray:
         return logits
@@ -216,9 +199,6 @@ class SmoothHinge:
     def curvature_product(self, logits: np.ndarray, targets: np.ndarray, vectors: np.ndarray) -> np.ndarray:
         return self.curvature(logits, targets)[:, :, None] * vectors
 
-    def curvature_forms(self, logits: np.ndarray, targets: np.ndarray, basis: np.ndarray) -> np.ndarray:
-        return self.curvature(logits, targets) @ np.square(basis)
-
     def class_scores(self, logits: np.ndarray) -> np.ndarray:
         return np.concatenate([-logits, logits], axis=1) if self.outputs == 1 else logits
 
@@ -233,6 +213,17 @@ def curvature_entries(
         return lambda a, b, rows: p[a, rows] * (1.0 - p[a, rows] if a == b else -p[b, rows])
     curvature = loss.curvature(logits, targets)
     return lambda a, b, rows: curvature[rows, a, b]
+
+
+def curvature_forms(loss: Loss, logits: np.ndarray, targets: np.ndarray, basis: np.ndarray) -> np.ndarray:
+    """`r_a' C r_a` (n, k) for the columns of `basis` (k, k)."""
+    if not isinstance(loss, Softmax):
+        return loss.curvature(logits, targets) @ np.square(basis)
+    p = softmax(logits)
+    # The variance under p of a vector's entries, which no shift of them changes.
+    centered = basis - basis.mean(axis=0)
+    forms: np.ndarray = p @ np.square(centered) - np.square(p @ centered)
+    return np.maximum(forms, 0.0)
 
 
 def make_loss(kind: str, n_classes: int | None, temperature: float = 0.1) -> Loss:

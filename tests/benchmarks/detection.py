@@ -29,7 +29,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -64,12 +64,7 @@ def main() -> None:
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
     sys.stdout.write(f"{'':34s}" + " ".join(f"{name:>8s}" for name in COLUMNS) + "\n")
-    for name in options.datasets:
-        try:
-            features, labels = DATASETS[name]()
-        except FileNotFoundError as error:
-            sys.stdout.write(f"{name}: left out, {error.filename} is absent\n")
-            continue
+    for name, (features, labels) in present(options.datasets, DATASETS):
         order = np.random.default_rng(0).permutation(len(labels))
         held_out = order[-1000:] if options.trusted else order[:0]
         kept = np.sort(order[: min(options.rows, len(order) - len(held_out))])
@@ -88,6 +83,19 @@ def main() -> None:
                 figures = " ".join(f"{v:8.3f}" if abs(v) < 10 else f"{v:8.0f}" for v in means)
                 sys.stdout.write(f"{name:24s}{kind:8s}{rate:.0%}".ljust(36) + figures + "\n")
                 sys.stdout.flush()
+
+
+def present(
+    names: Iterable[str], datasets: Mapping[str, Callable[[], Arrays]]
+) -> Iterator[tuple[str, Arrays]]:
+    """The datasets whose files are there; of the others it is said that they are left out."""
+    for name in names:
+        try:
+            arrays = datasets[name]()
+        except FileNotFoundError as error:
+            sys.stdout.write(f"{name}: left out, {error.filename} is absent\n")
+        else:
+            yield name, arrays
 
 
 def one(

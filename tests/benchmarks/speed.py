@@ -27,7 +27,7 @@ from pathlib import Path
 import numpy as np
 from cleanlab.filter import find_label_issues
 from cleanlab.rank import get_label_quality_scores
-from detection import L2, SHARED, Arrays, cross_validated, embeddings, flipped, write
+from detection import L2, SHARED, Arrays, cross_validated, embeddings, flipped, present, write
 
 import influence_batch
 
@@ -51,12 +51,7 @@ def main() -> None:
     parser.add_argument("--set", dest="settings", action="append", default=[], metavar="KEY=VALUE")
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
-    for name in options.datasets:
-        try:
-            features, labels = DATASETS[name]()
-        except FileNotFoundError as error:
-            sys.stdout.write(f"{name}: left out, {error.filename} is absent\n")
-            continue
+    for name, (features, labels) in present(options.datasets, DATASETS):
         measure(name, features[: options.rows], labels[: options.rows], options)
 
 
