@@ -20,10 +20,12 @@ from influence_batch.execution.reduction import Rows, add, sum_over_shards
 from influence_batch.influence.chunks import CACHED_BYTES, WORKING_BYTES, row_chunks
 from influence_batch.influence.kronecker import kronecker
 from influence_batch.models import linear
-from influence_batch.models.losses import Loss
+from influence_batch.models.losses import Loss, value_and_residual
 from influence_batch.solvers import BlockShape, Kronecker, SolverError
 from influence_batch.threads import in_threads
 
+# Fewer rows at a time are too little for a thread: those of Python wait for each other between products.
+_ROWS = 1024
 # A pass with at most so many vectors is worked on in threads, a group of chunks each.
 _FEW_VECTORS, _GROUPS = 4, 8
 
@@ -324,13 +326,14 @@ def _shard_value(shard: Shard, state: tuple[Loss, np.ndarray], rows: Rows) -> tu
     def some(part: slice) -> tuple[float, np.ndarray]:
         features, targets = shard.features[part], shard.targets[part]
         f = linear.logits(weights, features)
-        value, residual = loss.value(f, targets), loss.residual(f, targets)
+        value, residual = value_and_residual(loss, f, targets)
         if example_weights is not None:
             value = value * example_weights[part]
             residual = residual * example_weights[part, None]
         return float(value.sum()), linear.gradient_sum(residual, features)
 
-    chunks = row_chunks(len(shard.features), 8.0 * shard.features.shape[1], CACHED_BYTES)
+    bytes_per_row = min(8.0 * shard.features.shape[1], CACHED_BYTES / _ROWS)
+    chunks = row_chunks(len(shard.features), bytes_per_row, CACHED_BYTES)
     return reduce(add, in_threads(some, chunks), (0.0, np.zeros(weights.size)))
 
 
@@ -370,7 +373,7 @@ def _product(
     example_weights: np.ndarray | None,
 ) -> np.ndarray:
     size = 32.0 * loss.outputs * vectors.shape[1]
-    size = max(size, WORKING_BYTES / CACHED_BYTES * 8.0 * features.shape[1])
+    size = max(size, min(WORKING_BYTES / CACHED_BYTES * 8.0 * features.shape[1], WORKING_BYTES / _ROWS))
     chunks = list(row_chunks(len(features), size))
     # Products with many vectors are large enough for BLAS's own threads, and their sums for memory.
     groups = min(_GROUPS, len(chunks)) if vectors.shape[1] <= _FEW_VECTORS else 1

@@ -24,8 +24,9 @@ from influence_batch.threads import in_threads
 
 # Bytes of scaled features that a product of matrices takes at a time: more do not fit into a core's cache.
 _PRODUCT_BYTES = 1024**2
-# Pairs of logits are worked on in so many groups, in threads.
-_GROUPS = 8
+# Pairs of logits, or chunks of rows, are worked on in so many groups, in threads; for chunks each group has a
+# sum of its own, of so many bytes in all.
+_GROUPS, _SUM_BYTES = 8, 64 * 1024**2
 # Columns of a quadratic form that are multiplied at a time, those before them left out, of so many forms side
 # by side, for so many bytes of rows.
 _COLUMNS, _STACKED, _ROW_BYTES = 40, 9, 512 * 1024
@@ -33,7 +34,9 @@ _COLUMNS, _STACKED, _ROW_BYTES = 40, 9, 512 * 1024
 
 def logits(weights: np.ndarray, features: np.ndarray) -> np.ndarray:
     """f (n, k) for weights (k, d) and features (n, d)."""
-    return features @ weights.T
+    # The transpose of what it says: BLAS is a quarter faster when the few rows come first.
+    result: np.ndarray = (weights @ features.T).T
+    return result
 
 
 def per_example_gradients(residual: np.ndarray, features: np.ndarray) -> np.ndarray:
@@ -44,7 +47,7 @@ def per_example_gradients(residual: np.ndarray, features: np.ndarray) -> np.ndar
 
 def gradient_sum(residual: np.ndarray, features: np.ndarray) -> np.ndarray:
     """Sum of the gradients (p,) from residuals (n, k) and features (n, d)."""
-    return (residual.T @ features).ravel()
+    return np.ascontiguousarray((features.T @ residual).T).ravel()
 
 
 def by_feature(vectors: np.ndarray, d: int) -> np.ndarray:
@@ -84,9 +87,16 @@ def hessian_vector_product_sum(
 def weighted_gram(features: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """X' diag(w) X (d, d) for X (n, d) and w (n,)."""
     n, d = features.shape
-    total = np.zeros((d, d))
-    for part in _product_chunks(n, d):
-        _add_gram(total, features[part], weights[part])
+    chunks = _product_chunks(n, d)
+    groups = max(1, min(_GROUPS, len(chunks), _SUM_BYTES // (8 * d * d)))
+
+    def some(group: int) -> np.ndarray:
+        total = np.zeros((d, d))
+        for part in chunks[group::groups]:
+            _add_gram(total, features[part], weights[part])
+        return total
+
+    total: np.ndarray = sum(in_threads(some, range(groups)), np.zeros((d, d)))
     return total
 
 
