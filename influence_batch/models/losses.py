@@ -208,9 +208,7 @@ class SmoothHinge:
         return np.concatenate([-logits, logits], axis=1) if self.outputs == 1 else logits
 
 
-def value_and_residual(
-    loss: Loss, logits: np.ndarray, targets: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+def value_and_residual(loss: Loss, logits: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Losses (n,) and residuals (n, k)."""
     if isinstance(loss, Softmax):
         return loss.value_and_residual(logits, targets)
