@@ -76,6 +76,7 @@ class Objective:
         preconditioner_bytes: above this many bytes of factors the preconditioner is the diagonal.
         near_inverse: V -> H^-1 V of a Hessian near to this one, where there is one already; it then is
             the preconditioner.
+        single: whether Hessians and leverages are made of float32 products; gradients never are.
     """
 
     dataset: Dataset
@@ -86,6 +87,7 @@ class Objective:
     example_weights: np.ndarray | None = None
     preconditioner_bytes: float = 512 * 1024**2
     near_inverse: Callable[[np.ndarray], np.ndarray] | None = None
+    single: bool = False
 
     @property
     def k(self) -> int:
@@ -124,6 +126,10 @@ class Objective:
     def with_near_inverse(self, near_inverse: Callable[[np.ndarray], np.ndarray]) -> Objective:
         """This objective with the inverse of a near Hessian as its preconditioner."""
         return self._with(near_inverse=near_inverse)
+
+    def with_single(self, single: bool) -> Objective:
+        """This objective with products in float32, or not."""
+        return self._with(single=single)
 
     def sampled(self, rows: np.ndarray) -> Objective:
         """J over some of the rows (s,), sorted numbers, in this process's memory."""
@@ -223,7 +229,7 @@ class HessianOperator:
     def dense_blocks(self) -> np.ndarray:
         o = self.objective
         blocks: np.ndarray = o.executor.reduce(
-            o.dataset, sum_over_shards(_shard_hessian, o.n), (o.loss, self.weights), o.rows
+            o.dataset, sum_over_shards(_shard_hessian, o.n), (o.loss, self.weights, o.single), o.rows
         )
         diagonal = np.arange(blocks.shape[1])
         blocks[:, diagonal, diagonal] += np.tile(o.penalty + o.damping, blocks.shape[1] // o.d)
@@ -359,9 +365,10 @@ def _shard_curvature(shard: Shard, state: tuple[Loss, np.ndarray], rows: Rows) -
     return np.asarray(total)
 
 
-def _shard_hessian(shard: Shard, state: tuple[Loss, np.ndarray], rows: Rows) -> np.ndarray:
-    loss, weights = state
-    return linear.hessian_sum(loss, weights, shard.features, shard.targets, rows.get("example_weights"))
+def _shard_hessian(shard: Shard, state: tuple[Loss, np.ndarray, bool], rows: Rows) -> np.ndarray:
+    loss, weights, single = state
+    example_weights = rows.get("example_weights")
+    return linear.hessian_sum(loss, weights, shard.features, shard.targets, example_weights, single)
 
 
 def _product(
