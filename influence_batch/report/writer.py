@@ -23,7 +23,17 @@ import pyarrow.parquet as pq
 
 from influence_batch.errors import ClusterError, InputError, MissingFileError, RunError
 from influence_batch.execution.parts import StoreOnDisk, flush_folder, whole_or_nothing
+from influence_batch.report.placing import (
+    claim,
+    give_up,
+    owner_of,
+    require_writable,
+    tidy,
+    unmark,
+    upload_run,
+)
 from influence_batch.report.schema import table_schema
+from influence_batch.storage import Place, local_folder, said
 
 _ATTEMPTS = 100
 _REMOVED = ".removed"
@@ -34,6 +44,8 @@ class RunWriter:
 
     The folder is named after what the run is made of. A run that was killed leaves it behind, and the
     same run started again finds in `store` what had been computed; any other run of the audit removes it.
+    It stands among the reports or, where they go to a URL, in a folder of this machine, and its files are
+    uploaded at the end.
 
     Used as a context: unless `commit` was called, leaving it removes what was written, and folders
     that were made for it, except where the run was interrupted and could be taken up again.
@@ -50,18 +62,26 @@ class RunWriter:
     """
 
     def __init__(
-        self, reports: Path, name: str, id_type: pa.DataType, label_type: pa.DataType, key: str
+        self, reports: Place, name: str, id_type: pa.DataType, label_type: pa.DataType, key: str
     ) -> None:
         self._audit = reports / name
         self._types = (id_type, label_type)
-        self._made = _missing_parents(self._audit)
-        self.run_dir: Path | None = None
+        self._made = _missing_parents(self._audit) if isinstance(self._audit, Path) else []
+        self.run_dir: Place | None = None
         self.started = datetime.now(UTC)
+        self._claimed = False
         try:
-            self._audit.mkdir(parents=True, exist_ok=True)
-            self._lock = Lock(reports / f".unfinished-{name}.lock", name)
+            if isinstance(reports, Path):
+                work = reports
+                (work / name).mkdir(parents=True, exist_ok=True)
+            else:
+                work = local_folder(reports)
+                require_writable(reports, name)
+            self._lock = Lock(work / f".unfinished-{name}.lock", name)
             try:
-                self._folder = _folder_of_run(reports, name, key)
+                self.owner = "" if isinstance(reports, Path) else owner_of(work, name)
+                tidy(self._audit, self.owner)
+                self._folder = _folder_of_run(work, name, key)
                 self._report = self._folder / "report"
                 self._report.mkdir(exist_ok=True)
                 self.store = StoreOnDisk(self._folder / "parts")
@@ -73,8 +93,8 @@ class RunWriter:
         except OSError as error:
             self._remove_made()
             raise InputError(
-                f"reports: {self._audit} cannot be written ({error.strerror or error}); "
-                "expected a folder in which folders can be made"
+                f"reports: {self._audit} cannot be written ({said(error)}); expected a folder in which "
+                + ("folders can be made" if isinstance(reports, Path) else "files can be written and listed")
             ) from None
 
     def __enter__(self) -> RunWriter:
@@ -94,6 +114,7 @@ class RunWriter:
 
     def close(self) -> None:
         """Leave what was written for a run that takes this one up; nothing where there is nothing."""
+        self._give_up()
         shutil.rmtree(self.scratch, ignore_errors=True)
         if not any(path.is_file() for path in self._folder.rglob("*")):
             self.discard()
@@ -102,9 +123,15 @@ class RunWriter:
     def discard(self) -> None:
         """Remove what was written, unless it was committed."""
         if self.run_dir is None:
+            self._give_up()
             _remove(self._folder)
             self._lock.release()
             self._remove_made()
+
+    def _give_up(self) -> None:
+        if self._claimed and self.run_dir is None and not isinstance(self._audit, Path):
+            give_up(self._audit, self.run_id)
+            self._claimed = False
 
     def has_part(self, table: str, part: int) -> bool:
         """Whether a part of a table was written, by this process or by one that was killed."""
@@ -149,7 +176,7 @@ class RunWriter:
         """A table as it was written, if it is not in parts."""
         return pq.ParquetFile(self._report / f"{table}.parquet").read()
 
-    def commit(self, run: Mapping[str, Any]) -> Path:
+    def commit(self, run: Mapping[str, Any]) -> Place:
         """Write run.json and give the run its place.
 
         Args:
@@ -157,25 +184,36 @@ class RunWriter:
 
         Returns:
             The run's folder, `run_id=<UTC time>`.
+
+        Raises:
+            OSError: it cannot be written; nothing of it is to be seen then.
         """
         if self.run_dir is not None:
             return self.run_dir
         content = json.dumps({"run_id": self.run_id, **run}, indent=2, default=str, allow_nan=False)
         (self._report / "run.json").write_text(content + "\n", encoding="utf-8")
-        _flush(self._report)
         place = self._audit / f"run_id={self.run_id}"
+        if isinstance(self._audit, Path):
+            self._rename(self._audit, place)
+        else:
+            upload_run(self._report, self._audit / f"run_id={self.run_id}")
+            with suppress(OSError):  # the next run will
+                unmark(self._audit, self.run_id)
+        self.run_dir = place
+        _remove(self._folder)
+        self._lock.release()
+        return place
+
+    def _rename(self, audit: Path, place: Place) -> None:
+        _flush(self._report)
         try:
             # rename() replaces an empty folder but no other: nothing that is there is lost.
-            os.rename(self._report, place)
+            os.rename(self._report, str(place))
         except OSError:
             if place.exists():
                 raise RunError(f"{place} has appeared while the audit ran; start again") from None
             raise
-        self.run_dir = place
-        flush_folder(self._audit)
-        _remove(self._folder)
-        self._lock.release()
-        return place
+        flush_folder(audit)
 
     @cached_property
     def run_id(self) -> str:
@@ -187,12 +225,16 @@ class RunWriter:
         stamp = self.started.strftime("%Y%m%dT%H%M%SZ")
         for attempt in range(_ATTEMPTS):
             run_id = stamp if attempt == 0 else f"{stamp}-{attempt}"
-            if not (self._audit / f"run_id={run_id}").exists():
+            if isinstance(self._audit, Path):
+                free = not (self._audit / f"run_id={run_id}").exists()
+            else:
+                free = self._claimed = claim(self._audit, run_id, self.owner)
+            if free:
                 return run_id
         raise RunError(f"{self._audit} already holds {_ATTEMPTS} runs of {stamp}; start again")
 
     @property
-    def audit_folder(self) -> Path:
+    def audit_folder(self) -> Place:
         """Where the runs of the audit stand beside each other."""
         return self._audit
 
