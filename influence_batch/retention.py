@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import logging
 from bisect import bisect_right
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from datetime import UTC, datetime
 
 import pandas as pd
 
 from influence_batch.errors import InputError
-from influence_batch.report.placing import remove_run
 from influence_batch.report.runs import (
     EarlierRun,
     UnreadableRunError,
@@ -25,7 +24,9 @@ from influence_batch.storage import Place, each, said
 _LOG = logging.getLogger("influence_batch")
 
 
-def remove_old_runs(audit: Place, keep: int, run_id: str, owner: str, earlier: Collection[str]) -> list[str]:
+def remove_old_runs(
+    audit: Place, keep: int, run_id: str, remove: Callable[[str], None], earlier: Collection[str]
+) -> list[str]:
     """Remove the runs of an audit beyond the newest, but for those that were reviewed.
 
     A run was *reviewed* if it was the newest that was there when a verdict that is stored was given (its
@@ -36,7 +37,7 @@ def remove_old_runs(audit: Place, keep: int, run_id: str, owner: str, earlier: C
         audit: folder of the audit.
         keep: how many of the newest stay, 1 or more.
         run_id: of the run that was just written, which stays.
-        owner: of marks, see `placing`.
+        remove: what removes a run of this id.
         earlier: ids of all runs before it, removed ones too.
 
     Returns:
@@ -54,7 +55,7 @@ def remove_old_runs(audit: Place, keep: int, run_id: str, owner: str, earlier: C
         kept = _reviewed(audit, runs, earlier)
         for run in old:
             if run.run_id not in kept:
-                remove_run(run.folder, owner)
+                remove(run.run_id)
                 removed.append(run.run_id)
     except (OSError, InputError) as error:
         _LOG.warning("keep: earlier runs in %s could not all be removed: %s", audit, said(error))

@@ -107,7 +107,7 @@ def write(
     run_dir = writer.commit(record)
     if config.keep is not None:
         known = earlier["run_id"].tolist()
-        remove_old_runs(writer.audit_folder, config.keep, writer.run_id, writer.owner, known)
+        remove_old_runs(writer.audit_folder, config.keep, writer.run_id, writer.remove_run, known)
     return Outcome(run_dir, record)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pandas as pd
 import pytest
 
 import influence_batch
-from influence_batch.report.placing import remove_run, tidy
+from influence_batch.report.placing import OnDisk
 from influence_batch.retention import remove_old_runs
 from influence_batch.review import import_verdicts
 from tests.planted import config, make, save, spoil
@@ -58,9 +59,13 @@ def ids(audit: Path) -> list[str]:
     return sorted(path.name.removeprefix("run_id=") for path in audit.glob("run_id=*"))
 
 
+def gone(audit: Path) -> Callable[[str], None]:
+    return OnDisk(audit.parent, audit.name).remove
+
+
 def prune(audit: Path, keep: int) -> list[str]:
     known = influence_batch.load_history(audit).run_id.tolist()
-    return remove_old_runs(audit, keep, known[-1], "", known)
+    return remove_old_runs(audit, keep, known[-1], gone(audit), known)
 
 
 def say(audit: Path, file: Path, row: int, time: datetime | None) -> None:
@@ -85,11 +90,11 @@ def test_runs_on_which_somebody_decided_stay(audit: Path, tmp_path: Path) -> Non
     assert prune(audit, 1) == [there[0], there[2], there[3]]
     # A verdict on a run that is gone does not speak for the one before it.
     say(audit, tmp_path / "gone.csv", 3, now() - timedelta(days=NIGHTS - 2) + timedelta(hours=5))
-    assert remove_old_runs(audit, 1, there[4], "", there) == []
+    assert remove_old_runs(audit, 1, there[4], gone(audit), there) == []
     assert ids(audit) == [there[1], there[4]]
     # Now the last one is no longer the newest, and stays for the verdicts that were imported on it.
     newest = copy(audit / f"run_id={there[4]}", audit, now())
-    assert remove_old_runs(audit, 1, newest, "", there) == []
+    assert remove_old_runs(audit, 1, newest, gone(audit), there) == []
 
 
 def test_while_a_run_is_at_work_the_one_before_it_is_judged(audit: Path, tmp_path: Path) -> None:
@@ -111,11 +116,11 @@ def test_a_removal_that_was_cut_short_is_finished(audit: Path, monkeypatch: pyte
     there = ids(audit)
     # The process ends where the folder has lost its name, and before its files are gone.
     monkeypatch.setattr(shutil, "rmtree", lambda *_, **__: None)
-    remove_run(audit / f"run_id={there[0]}", "")
+    OnDisk(audit.parent, audit.name).remove(there[0])
     monkeypatch.undo()
     assert [path.name for path in audit.glob(".*")] == [f".removed-run_id={there[0]}"]
     assert influence_batch.load_history(audit).run_id.tolist() == there[1:]
-    tidy(audit, "")
+    OnDisk(audit.parent, audit.name).open()
     assert list(audit.glob(".*")) == []
 
 

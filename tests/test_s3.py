@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ import influence_batch
 from influence_batch.config import load_config
 from influence_batch.errors import InputError
 from influence_batch.labels import export_labels
-from influence_batch.report.placing import tidy
+from influence_batch.report.placing import destination
 from influence_batch.review import import_verdicts, review_state
 from influence_batch.storage import as_place
 from tests.planted import FEATURES, make, spoil
@@ -170,7 +171,7 @@ def test_nights_reviews_and_what_reads_them(s3: Any, tmp_path: Path) -> None:
     assert lazy.collect().height == 10
 
 
-@pytest.mark.parametrize("key", ["cross_influence/", "suspects.parquet", "run.json"])
+@pytest.mark.parametrize("key", ["suspects.parquet", "run.json"])
 def test_an_upload_that_fails_leaves_no_run(s3: Any, shut: Gate, key: str) -> None:
     put(s3, planted([1, 2]))
     shut.refused = f"run_id.*{key}"
@@ -185,7 +186,9 @@ def test_an_upload_that_fails_leaves_no_run(s3: Any, shut: Gate, key: str) -> No
     assert len(runs(s3)) == 1
 
 
-def test_a_run_killed_in_mid_upload_is_no_run_and_the_next_cleans_up(s3: Any, shut: Gate) -> None:
+def test_a_run_killed_in_mid_upload_is_no_run_and_the_next_cleans_up(
+    s3: Any, shut: Gate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     put(s3, planted([1, 2]))
     shut.held = "run_id.*/suspects.parquet"
     code = f"import influence_batch; influence_batch.audit({config()!r})"
@@ -203,7 +206,10 @@ def test_a_run_killed_in_mid_upload_is_no_run_and_the_next_cleans_up(s3: Any, sh
     with pytest.raises(InputError, match=r"it has no run\.json"):
         influence_batch.load_report(f"{AUDIT}/{half}")
     # A run on another machine leaves it alone: it may be at work on it.
-    tidy(as_place(AUDIT, "reports"), "another machine")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "another"))
+    (tmp_path / "another").mkdir()
+    destination(as_place(REPORTS, "reports"), "week").open()
+    monkeypatch.setattr("tempfile.tempdir", None)
     assert runs(s3) == [half]
     report = influence_batch.audit(config())
     assert runs(s3) == [report.run_dir.name]
@@ -231,3 +237,60 @@ def test_workers_read_their_shards_from_s3(s3: Any) -> None:
     report = influence_batch.audit(config(cluster=cluster, shard_rows=50))
     assert sorted(report.suspects.id) == [1, 2, 3]
     assert report.run["execution"]["cluster"] == "local"
+
+
+@pytest.mark.parametrize(
+    ("reports", "unset", "message"),
+    [
+        (
+            "s3://nowhere/reports", "",
+            "s3://nowhere/reports/week cannot be written (The specified bucket does not exist); expected a "
+            "folder in which files can be written and listed",
+        ),
+        (
+            REPORTS, "AWS_ACCESS_KEY_ID",
+            f"{AUDIT} cannot be reached (Unable to locate credentials); expected a bucket or server that is "
+            "there, and credentials for it in the environment",
+        ),
+        (
+            "oss://bucket/reports", "",
+            "oss://bucket/reports cannot be opened (Install ossfs to access Alibaba Object Storage System); "
+            "expected a local path or an fsspec URL",
+        ),
+        (
+            "xyz://bucket/reports", "",
+            "xyz://bucket/reports cannot be opened (Unsupported filesystem: 'xyz'); expected a local path or "
+            "an fsspec URL",
+        ),
+        (
+            "simplecache::s3://bucket/reports", "",
+            "found the chained URL simplecache::s3://bucket/reports; accepted: a plain one, such as "
+            "s3://bucket/x",
+        ),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_with_a_url_is_told_before_any_work(
+    s3: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reports: str, unset: str, message: str
+) -> None:
+    planted([1]).drop(columns="true").to_parquet(tmp_path / "train.parquet")
+    if unset:
+        monkeypatch.delenv(unset)
+    seen: list[str] = []
+    train = {"path": str(tmp_path / "train.parquet"), "id": "id", "label": "label", "features": FEATURES}
+    with pytest.raises(InputError, match=f"^reports: {re.escape(message)}$"):
+        influence_batch.audit(
+            config(train=train, reports=reports), progress=lambda stage, done, total: seen.append(stage)
+        )
+    assert seen == []
+    assert s3.find("bucket") == []
+
+
+def test_the_command_says_it_too(s3: Any, tmp_path: Path) -> None:
+    (tmp_path / "week.yaml").write_text("train: {path: 's3://nowhere/data', label: label}")
+    command = [sys.executable, "-m", "flows.cli", "audit", "week.yaml", "--reports", REPORTS]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr == (
+        "error: train.path: s3://nowhere/data does not exist; expected a Parquet file, folder, glob or "
+        "fsspec URL\n"
+    )

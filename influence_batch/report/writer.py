@@ -22,18 +22,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from influence_batch.errors import ClusterError, InputError, MissingFileError, RunError
-from influence_batch.execution.parts import StoreOnDisk, flush_folder, whole_or_nothing
-from influence_batch.report.placing import (
-    claim,
-    give_up,
-    owner_of,
-    require_writable,
-    tidy,
-    unmark,
-    upload_run,
-)
+from influence_batch.execution.parts import StoreOnDisk, whole_or_nothing
+from influence_batch.report.placing import destination
 from influence_batch.report.schema import table_schema
-from influence_batch.storage import Place, local_folder, said
+from influence_batch.storage import Place, children, said
 
 _ATTEMPTS = 100
 _REMOVED = ".removed"
@@ -64,23 +56,17 @@ class RunWriter:
     def __init__(
         self, reports: Place, name: str, id_type: pa.DataType, label_type: pa.DataType, key: str
     ) -> None:
-        self._audit = reports / name
         self._types = (id_type, label_type)
-        self._made = _missing_parents(self._audit) if isinstance(self._audit, Path) else []
+        self._made = _missing_parents(reports / name) if isinstance(reports, Path) else []
         self.run_dir: Place | None = None
         self.started = datetime.now(UTC)
-        self._claimed = False
+        self._claimed: str | None = None
         try:
-            if isinstance(reports, Path):
-                work = reports
-                (work / name).mkdir(parents=True, exist_ok=True)
-            else:
-                work = local_folder(reports)
-                require_writable(reports, name)
+            self._destination = destination(reports, name)
+            work = self._destination.work
             self._lock = Lock(work / f".unfinished-{name}.lock", name)
             try:
-                self.owner = "" if isinstance(reports, Path) else owner_of(work, name)
-                tidy(self._audit, self.owner)
+                self._destination.open()
                 self._folder = _folder_of_run(work, name, key)
                 self._report = self._folder / "report"
                 self._report.mkdir(exist_ok=True)
@@ -93,7 +79,7 @@ class RunWriter:
         except OSError as error:
             self._remove_made()
             raise InputError(
-                f"reports: {self._audit} cannot be written ({said(error)}); expected a folder in which "
+                f"reports: {reports / name} cannot be written ({said(error)}); expected a folder in which "
                 + ("folders can be made" if isinstance(reports, Path) else "files can be written and listed")
             ) from None
 
@@ -103,6 +89,9 @@ class RunWriter:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._claimed and self.run_dir is None and (value is None or isinstance(value, Exception)):
+            # Where somebody stopped it, a file may still be on its way: that is left to the next run.
+            self._destination.give_up(self._claimed)
         # Bad input and failed numerics fail again; what came from outside may be over the next time.
         final = isinstance(value, (InputError, RunError)) and not isinstance(
             value, (ClusterError, MissingFileError)
@@ -114,7 +103,6 @@ class RunWriter:
 
     def close(self) -> None:
         """Leave what was written for a run that takes this one up; nothing where there is nothing."""
-        self._give_up()
         shutil.rmtree(self.scratch, ignore_errors=True)
         if not any(path.is_file() for path in self._folder.rglob("*")):
             self.discard()
@@ -123,15 +111,9 @@ class RunWriter:
     def discard(self) -> None:
         """Remove what was written, unless it was committed."""
         if self.run_dir is None:
-            self._give_up()
             _remove(self._folder)
             self._lock.release()
             self._remove_made()
-
-    def _give_up(self) -> None:
-        if self._claimed and self.run_dir is None and not isinstance(self._audit, Path):
-            give_up(self._audit, self.run_id)
-            self._claimed = False
 
     def has_part(self, table: str, part: int) -> bool:
         """Whether a part of a table was written, by this process or by one that was killed."""
@@ -192,28 +174,10 @@ class RunWriter:
             return self.run_dir
         content = json.dumps({"run_id": self.run_id, **run}, indent=2, default=str, allow_nan=False)
         (self._report / "run.json").write_text(content + "\n", encoding="utf-8")
-        place = self._audit / f"run_id={self.run_id}"
-        if isinstance(self._audit, Path):
-            self._rename(self._audit, place)
-        else:
-            upload_run(self._report, self._audit / f"run_id={self.run_id}")
-            with suppress(OSError):  # the next run will
-                unmark(self._audit, self.run_id)
-        self.run_dir = place
+        self.run_dir = self._destination.place(self._report, self.run_id)
         _remove(self._folder)
         self._lock.release()
-        return place
-
-    def _rename(self, audit: Path, place: Place) -> None:
-        _flush(self._report)
-        try:
-            # rename() replaces an empty folder but no other: nothing that is there is lost.
-            os.rename(self._report, str(place))
-        except OSError:
-            if place.exists():
-                raise RunError(f"{place} has appeared while the audit ran; start again") from None
-            raise
-        flush_folder(audit)
+        return self.run_dir
 
     @cached_property
     def run_id(self) -> str:
@@ -223,20 +187,28 @@ class RunWriter:
             RunError: a hundred runs have the same time.
         """
         stamp = self.started.strftime("%Y%m%dT%H%M%SZ")
-        for attempt in range(_ATTEMPTS):
-            run_id = stamp if attempt == 0 else f"{stamp}-{attempt}"
-            if isinstance(self._audit, Path):
-                free = not (self._audit / f"run_id={run_id}").exists()
-            else:
-                free = self._claimed = claim(self._audit, run_id, self.owner)
-            if free:
+        names = [stamp, *(f"{stamp}-{attempt}" for attempt in range(1, _ATTEMPTS))]
+        there = {path.name for path in children(self.audit_folder, f"run_id={stamp}*")}
+        # After the last that there is: a name that was given back by a removal would be out of order.
+        first = 1 + max((n for n, name in enumerate(names) if f"run_id={name}" in there), default=-1)
+        for run_id in names[first:]:
+            if self._destination.claim(run_id):
+                self._claimed = run_id
                 return run_id
-        raise RunError(f"{self._audit} already holds {_ATTEMPTS} runs of {stamp}; start again")
+        raise RunError(f"{self.audit_folder} already holds {_ATTEMPTS} runs of {stamp}; start again")
 
     @property
     def audit_folder(self) -> Place:
         """Where the runs of the audit stand beside each other."""
-        return self._audit
+        return self._destination.audit
+
+    def remove_run(self, run_id: str) -> None:
+        """Remove an earlier run of the audit.
+
+        Raises:
+            OSError: it cannot be removed.
+        """
+        self._destination.remove(run_id)
 
     def _remove_made(self) -> None:
         for folder in self._made:
@@ -335,14 +307,3 @@ def _array(values: Any, type_: pa.DataType) -> pa.Array:
         return values.cast(type_)
     # Computed NaN means that there is no such number; a user's own NaN label is refused on reading.
     return pa.array(values, type=type_, from_pandas=pa.types.is_floating(type_))
-
-
-def _flush(folder: Path) -> None:
-    """Bring the files to the disk before their folder gets its name."""
-    for path in folder.rglob("*"):
-        if path.is_file():
-            with path.open("rb") as stream:
-                os.fsync(stream.fileno())
-        else:
-            flush_folder(path)
-    flush_folder(folder)
