@@ -60,7 +60,7 @@ def remove_old_runs(
     except (OSError, InputError) as error:
         _LOG.warning("keep: earlier runs in %s could not all be removed: %s", audit, said(error))
     if removed:
-        _LOG.info("keep: removed %d earlier runs: %s", len(removed), ", ".join(removed))
+        _LOG.info("keep: removed earlier runs: %s", ", ".join(removed))
     return removed
 
 

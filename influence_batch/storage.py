@@ -80,10 +80,15 @@ def said(error: BaseException) -> str:
 def as_os_error(place: str | Place) -> Iterator[None]:
     """Errors that the libraries behind a URL have of their own, as OSError: it may pass by itself.
 
-    No answer, no credentials: each library calls them differently.
+    No answer, no credentials: each library calls them differently. Those that are OSError learn the URL.
     """
     try:
         yield
+    except OSError as error:
+        # One of Arrow's, of a damaged file, is a plain OSError without a number.
+        if is_remote(place) and error.filename is None and (error.errno or type(error) is not OSError):
+            error.filename, error.strerror = str(place), said(error)
+        raise
     except Exception as error:
         if not is_remote(place) or type(error).__module__.partition(".")[0] in _KNOWN:
             raise

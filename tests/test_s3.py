@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -109,7 +108,7 @@ def runs(s3: Any) -> list[str]:
     return sorted({name.split("/")[1] for name in listed(s3) if "/run_id=" in name})
 
 
-def test_nights_reviews_and_what_reads_them(s3: Any, tmp_path: Path) -> None:
+def test_nights_reviews_and_what_reads_them(s3: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put(s3, planted([1, 2, 3, 4]))
     one = influence_batch.audit(config(keep=2))
     assert sorted(one.suspects.id) == [1, 2, 3, 4]
@@ -155,27 +154,28 @@ def test_nights_reviews_and_what_reads_them(s3: Any, tmp_path: Path) -> None:
     assert s3.exists("bucket/labels.csv")
     # Verdicts are whole files of their own, and nothing of the user's was touched.
     assert sorted(s3.ls("bucket/data")) == ["bucket/data/part-0.parquet"]
-    # All nights at once.
+    # All nights at once, as the README says.
+    import duckdb
     import fsspec
-    import polars as pl
+    import polars
 
-    files = fsspec.filesystem("s3")
-    nights = pd.read_parquet(files.glob(f"{AUDIT}/run_id=*/suspects.parquet"), filesystem=files)
-    assert nights.run_id.nunique() == 3
-    assert len(nights) == 10
-    # polars reads S3 by a client of its own, which wants to be told that plain HTTP will do.
-    options = {"aws_endpoint_url": os.environ["AWS_ENDPOINT_URL"], "aws_allow_http": "true"}
-    lazy = pl.scan_parquet(
-        f"{AUDIT}/run_id=*/suspects.parquet", hive_partitioning=True, storage_options=options
-    )
-    assert lazy.collect().height == 10
+    readme = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
+    [block] = re.findall(r"^```text\n(files = fsspec.*?)^```", readme, re.M | re.S)
+    monkeypatch.setenv("AWS_ALLOW_HTTP", "true")  # polars wants to be told that plain HTTP will do
+    names: dict[str, Any] = {"fsspec": fsspec, "pd": pd, "pl": polars, "duckdb": duckdb}
+    try:
+        exec(block.replace("bucket/reports/tickets", "bucket/nightly/reports/week"), names)
+        for frame in (names["nights"], names["same"].to_pandas(), names["again"].df()):
+            assert (frame.run_id.nunique(), len(frame)) == (3, 10)
+    finally:
+        duckdb.unregister_filesystem("s3")
 
 
 @pytest.mark.parametrize("key", ["suspects.parquet", "run.json"])
 def test_an_upload_that_fails_leaves_no_run(s3: Any, shut: Gate, key: str) -> None:
     put(s3, planted([1, 2]))
     shut.refused = f"run_id.*{key}"
-    with pytest.raises(OSError, match=r"Access Denied|Forbidden"):
+    with pytest.raises(OSError, match=rf"Access Denied: '{AUDIT}/run_id=.*/{key}'"):
         influence_batch.audit(config())
     assert shut.reached.is_set()
     assert listed(s3) == []
@@ -229,6 +229,16 @@ def test_a_removal_that_is_cut_short_is_finished_by_the_next_run(s3: Any) -> Non
     two = influence_batch.audit(config())
     assert runs(s3) == [two.run_dir.name]
     assert two.run["history"]["previous_run"] is None
+
+
+def test_a_name_is_taken_once(s3: Any) -> None:
+    first, second = (destination(as_place(REPORTS, "reports"), "week") for _ in range(2))
+    first.open()
+    assert first.claim("20261125T020000Z")
+    assert not second.claim("20261125T020000Z")
+    first.give_up("20261125T020000Z")
+    assert listed(s3) == []
+    assert second.claim("20261125T020000Z")
 
 
 def test_workers_read_their_shards_from_s3(s3: Any) -> None:
