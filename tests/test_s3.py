@@ -212,8 +212,8 @@ def test_a_run_killed_in_mid_upload_is_no_run_and_the_next_cleans_up(
     monkeypatch.setattr("tempfile.tempdir", None)
     assert runs(s3) == [half]
     report = influence_batch.audit(config())
-    assert runs(s3) == [report.run_dir.name]
-    assert half != report.run_dir.name
+    assert runs(s3) == [report.run_dir.name]  # in the same second it may have the same name
+    assert len(report.suspects) == report.run["detection"]["n_suspects"]
     assert not [name for name in listed(s3) if ".unfinished" in name]
     assert report.run["notes"] == [note for note in report.run["notes"] if "history" not in note]
 
