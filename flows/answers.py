@@ -16,7 +16,7 @@ CONFIG = click.argument("config", type=click.Path(path_type=Path))
 SET = click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key: --set model.l2=1e-4"
 )
-REPORTS = click.option("--reports", type=click.Path(path_type=Path), help="Folder of the reports.")
+REPORTS = click.option("--reports", metavar="FOLDER", help="Folder of the reports, or a URL.")
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
 
 

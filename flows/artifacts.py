@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from influence_batch.gates import failed_gates
 from influence_batch.report import load_report
 from influence_batch.stages import Outcome
+from influence_batch.storage import Place, is_file, is_remote
 
 _LOG = logging.getLogger("influence_batch")
 
@@ -101,17 +102,18 @@ def headline(outcome: Outcome) -> str:
         lines += ["", "**Notes**", "", *(f"- {as_text(note)}" for note in run["notes"][:_NOTES])]
     lines += ["", f"Report: {_link(outcome.run_dir)}"]
     page = outcome.run_dir / "report.html"
-    if page.exists():
+    if is_file(page):
         lines += ["", f"Page: {_link(page)}"]
     return "\n".join(lines) + "\n"
 
 
-def _link(path: Path) -> str:
-    """A path with its file URL, which has no character left that ends a Markdown link."""
-    return f"[{as_text(path)}]({path.absolute().as_uri()})"
+def _link(path: Place) -> str:
+    """A path with its URL, which has no character left that ends a Markdown link."""
+    url = quote(str(path), safe=":/=") if is_remote(path) else path.absolute().as_uri()
+    return f"[{as_text(path)}]({url})"
 
 
-def top_suspects(run_dir: Path) -> list[dict[str, Any]]:
+def top_suspects(run_dir: Place) -> list[dict[str, Any]]:
     """The first rows of the list. Prefect's page reads cells of text as Markdown."""
     suspects = load_report(run_dir).suspects
     names = [name for name in _COLUMNS if name in suspects.columns]

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import click
@@ -44,7 +44,7 @@ for _command in (history, review, export_labels, compare):
 @click.option("--junit", type=click.Path(path_type=Path), help="Write the gates to a JUnit XML file.")
 @answers_in_words
 def audit(
-    config: Path, overrides: tuple[str, ...], reports: Path | None, as_json: bool, junit: Path | None
+    config: Path, overrides: tuple[str, ...], reports: str | None, as_json: bool, junit: Path | None
 ) -> None:
     """Audit the dataset that CONFIG describes and write a report.
 
@@ -58,7 +58,7 @@ def audit(
         check_junit(junit)
         with _failure_told_in(junit, config.stem):
             summary, failed = _audit(config, overrides, reports)
-        write_junit(junit, Path(summary["run_dir"]).parent.name, summary["gates"])
+        write_junit(junit, PurePosixPath(summary["run_dir"]).parent.name, summary["gates"])
     if as_json:
         click.echo(json.dumps(summary))
     else:
@@ -67,7 +67,7 @@ def audit(
         stop(failed, EXIT_GATE)
 
 
-def _audit(config: Path, overrides: tuple[str, ...], reports: Path | None) -> tuple[dict[str, Any], str]:
+def _audit(config: Path, overrides: tuple[str, ...], reports: str | None) -> tuple[dict[str, Any], str]:
     """The summary of the run, and which gates it did not pass, in words."""
     from flows.notification import telling_failures
     from flows.stopping import ending_on_signals
@@ -103,16 +103,14 @@ def _failure_told_in(junit: Path, audit: str) -> Iterator[None]:
         raise
 
 
-def _run_flow(config: Path, overrides: tuple[str, ...], reports: Path | None) -> dict[str, Any]:
+def _run_flow(config: Path, overrides: tuple[str, ...], reports: str | None) -> dict[str, Any]:
     # The command itself says how a run ended; PREFECT_LOGGING_LEVEL=INFO shows Prefect's account of it.
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")
     # Prefect's background workers log to the root that they still have work when a run ends early.
     os.environ.setdefault("PREFECT_LOGGING_ROOT_LEVEL", "ERROR")
     from flows.audit import audit_flow
 
-    summary: dict[str, Any] = audit_flow(
-        str(config), list(overrides), None if reports is None else str(reports)
-    )
+    summary: dict[str, Any] = audit_flow(str(config), list(overrides), reports)
     return summary
 
 
@@ -205,7 +203,7 @@ def _review(summary: dict[str, Any]) -> str:
 @SET
 @REPORTS
 @answers_in_words
-def validate(config: Path, overrides: tuple[str, ...], reports: Path | None) -> None:
+def validate(config: Path, overrides: tuple[str, ...], reports: str | None) -> None:
     """Check CONFIG and the schemas of its files; reads no values and does no work."""
     from influence_batch.config import load_config
     from influence_batch.preparation import prepare
@@ -236,7 +234,7 @@ def validate(config: Path, overrides: tuple[str, ...], reports: Path | None) -> 
 @REPORTS
 @JSON
 @answers_in_words
-def plan(config: Path, overrides: tuple[str, ...], reports: Path | None, as_json: bool) -> None:
+def plan(config: Path, overrides: tuple[str, ...], reports: str | None, as_json: bool) -> None:
     """Say what the audit that CONFIG describes would do and take, without doing it.
 
     Reads the label column, and one shard to measure this machine's speed.
@@ -251,10 +249,10 @@ def plan(config: Path, overrides: tuple[str, ...], reports: Path | None, as_json
     if as_json:
         click.echo(json.dumps(described))
     else:
-        _print_plan(described)
+        _print_plan(described, "TMPDIR" if "://" in checked.reports else "the reports folder")
 
 
-def _print_plan(plan: dict[str, Any]) -> None:
+def _print_plan(plan: dict[str, Any], work: str) -> None:
     from rich.console import Console
     from rich.filesize import decimal
     from rich.table import Table
@@ -273,7 +271,7 @@ def _print_plan(plan: dict[str, Any]) -> None:
         + ("" if plan["kept_share"] == 1 else ", the rest on disk beside the workers")
     )
     click.echo(
-        f"disk: up to {decimal(plan['disk_bytes'])} while the audit runs, in the reports folder; shards of "
+        f"disk: up to {decimal(plan['disk_bytes'])} while the audit runs, in {work}; shards of "
         "workers elsewhere on their own disks"
     )
     table = Table(title_justify="left")
@@ -305,7 +303,7 @@ def sample(name: str, folder: Path, source: Path | None, seed: int) -> None:
 
 
 @main.command()
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run")
 @click.option(
     "--out", type=click.Path(path_type=Path), default=Path("plots"), show_default=True, help="Folder."
 )
@@ -315,7 +313,7 @@ def sample(name: str, folder: Path, source: Path | None, seed: int) -> None:
     "--examples", type=click.IntRange(1, 20), default=5, show_default=True, help="Of each direction."
 )
 @answers_in_words
-def plot(run: Path, out: Path, form: str, test_id: str | None, examples: int) -> None:
+def plot(run: str, out: Path, form: str, test_id: str | None, examples: int) -> None:
     """Draw figures of the RUN in a folder: influence, noise matrix, a test point's examples.
 
     Needs the extra `plot`. The examples are read from the files that the run's config names.
@@ -366,7 +364,7 @@ _TIMEZONE = click.option("--timezone", default="UTC", show_default=True, help="O
 @_INTERVAL
 @_TIMEZONE
 @answers_in_words
-def serve(configs: tuple[Path, ...], overrides: tuple[str, ...], reports: Path | None, **when: Any) -> None:
+def serve(configs: tuple[Path, ...], overrides: tuple[str, ...], reports: str | None, **when: Any) -> None:
     """Run the audit of each CONFIG on a schedule from this machine, until Ctrl-C or SIGTERM.
 
     Needs a Prefect server (PREFECT_API_URL), which keeps the schedule. Audits run one after the other.
@@ -386,7 +384,7 @@ def serve(configs: tuple[Path, ...], overrides: tuple[str, ...], reports: Path |
 @_TIMEZONE
 @answers_in_words
 def deploy(
-    configs: tuple[Path, ...], overrides: tuple[str, ...], reports: Path | None, pool: str, **when: Any
+    configs: tuple[Path, ...], overrides: tuple[str, ...], reports: str | None, pool: str, **when: Any
 ) -> None:
     """Deploy the audit of each CONFIG to a work pool of a Prefect server (PREFECT_API_URL).
 

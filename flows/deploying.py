@@ -29,7 +29,7 @@ _ENVIRONMENT = {"PREFECT_LOGGING_EXTRA_LOGGERS": "influence_batch", "DO_NOT_TRAC
 def serve_audits(
     configs: Sequence[Path],
     overrides: Sequence[str],
-    reports: Path | None,
+    reports: str | None,
     cron: str | None,
     interval: str | None,
     timezone: str,
@@ -62,7 +62,7 @@ def serve_audits(
 def deploy_audits(
     configs: Sequence[Path],
     overrides: Sequence[str],
-    reports: Path | None,
+    reports: str | None,
     pool: str,
     cron: str | None,
     interval: str | None,
@@ -97,7 +97,7 @@ def deploy_audits(
     click.echo(f"a worker of the pool runs them: prefect worker start --pool {pool}")
 
 
-def _read(configs: Sequence[Path], overrides: Sequence[str], reports: Path | None) -> dict[Path, AuditConfig]:
+def _read(configs: Sequence[Path], overrides: Sequence[str], reports: str | None) -> dict[Path, AuditConfig]:
     """The configs by their paths.
 
     Raises:
@@ -218,7 +218,7 @@ def _require_pool(pool: str) -> None:
 def _deployments(
     configs: dict[Path, AuditConfig],
     overrides: Sequence[str],
-    reports: Path | None,
+    reports: str | None,
     schedule: Schedule | None,
 ) -> list[RunnerDeployment]:
     from prefect.deployments.runner import RunnerDeployment

@@ -15,16 +15,18 @@ if TYPE_CHECKING:
 
     from influence_batch.config import AuditConfig
     from influence_batch.report import Comparison
+    from influence_batch.storage import Place
 
 _DIFFERENT = 10
 
 
-def _load(config: Path, overrides: tuple[str, ...], reports: Path | None) -> tuple[AuditConfig, Path]:
+def _load(config: Path, overrides: tuple[str, ...], reports: str | None) -> tuple[AuditConfig, Place]:
     """The config, and the folder of its audit's runs."""
     from influence_batch.config import load_config
+    from influence_batch.storage import as_place
 
     checked = load_config(config, overrides, reports)
-    return checked, Path(checked.reports) / checked.name
+    return checked, as_place(checked.reports, "reports") / checked.name
 
 
 @click.command()
@@ -33,14 +35,18 @@ def _load(config: Path, overrides: tuple[str, ...], reports: Path | None) -> tup
 @REPORTS
 @JSON
 @answers_in_words
-def history(config: Path, overrides: tuple[str, ...], reports: Path | None, as_json: bool) -> None:
+def history(config: Path, overrides: tuple[str, ...], reports: str | None, as_json: bool) -> None:
     """List the runs of the audit that CONFIG describes: suspects, errors, what is new, what is gone."""
     from influence_batch.errors import InputError
     from influence_batch.report import load_history
+    from influence_batch.storage import as_input_error
 
     _, audit = _load(config, overrides, reports)
-    if not audit.is_dir():
-        raise InputError(f"{audit} does not exist: the audit has no run yet; influence-batch audit makes one")
+    with as_input_error(audit, "reports"):
+        if not audit.is_dir():
+            raise InputError(
+                f"{audit} does not exist: the audit has no run yet; influence-batch audit makes one"
+            )
     frame = load_history(audit)
     if as_json:
         click.echo(json.dumps({"audit": str(audit), "runs": _plain(frame), "notes": frame.attrs["notes"]}))
@@ -51,11 +57,11 @@ def history(config: Path, overrides: tuple[str, ...], reports: Path | None, as_j
 
 
 @click.command()
-@click.argument("run_a", type=click.Path(path_type=Path))
-@click.argument("run_b", type=click.Path(path_type=Path))
+@click.argument("run_a")
+@click.argument("run_b")
 @JSON
 @answers_in_words
-def compare(run_a: Path, run_b: Path, as_json: bool) -> None:
+def compare(run_a: str, run_b: str, as_json: bool) -> None:
     """Compare two runs, RUN_A and RUN_B: two nights, or two models on the same data."""
     from influence_batch.report import compare as compare_runs
 
@@ -116,7 +122,7 @@ def _plain(frame: pd.DataFrame) -> list[dict[str, Any]]:
     return lines
 
 
-def _print_history(frame: pd.DataFrame, audit: Path) -> None:
+def _print_history(frame: pd.DataFrame, audit: Place) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -151,16 +157,16 @@ def _shown(value: Any, form: str = "") -> str:
 @CONFIG
 @SET
 @REPORTS
-@click.option("--import", "source", type=click.Path(path_type=Path), help="Store the verdicts of a file.")
-@click.option("--export", "target", type=click.Path(path_type=Path), help="Write all verdicts to a new file.")
+@click.option("--import", "source", metavar="FILE", help="Store the verdicts of a file.")
+@click.option("--export", "target", metavar="FILE", help="Write all verdicts to a new file.")
 @JSON
 @answers_in_words
 def review(
     config: Path,
     overrides: tuple[str, ...],
-    reports: Path | None,
-    source: Path | None,
-    target: Path | None,
+    reports: str | None,
+    source: str | None,
+    target: str | None,
     as_json: bool,
 ) -> None:
     """Take in what reviewers decided, give it back, or say how much of the list is reviewed.
@@ -215,13 +221,13 @@ def _count(number: int, noun: str) -> str:
 
 @click.command("export-labels")
 @CONFIG
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("out")
 @SET
 @REPORTS
 @JSON
 @answers_in_words
 def export_labels(
-    config: Path, out: Path, overrides: tuple[str, ...], reports: Path | None, as_json: bool
+    config: Path, out: str, overrides: tuple[str, ...], reports: str | None, as_json: bool
 ) -> None:
     """Write id and label of every row of train to the new file OUT, reviewers' corrections applied.
 

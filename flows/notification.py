@@ -8,7 +8,7 @@ import os
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,7 +19,7 @@ import httpx
 from influence_batch.config import AuditConfig, load_config
 from influence_batch.config_notify import NotifyConfig
 from influence_batch.errors import GateError, InputError
-from influence_batch.execution.parts import whole_or_nothing
+from influence_batch.storage import Place, as_place, read_text, said, write_whole
 
 _LOG = logging.getLogger("influence_batch")
 
@@ -97,7 +97,9 @@ def tell(config: AuditConfig, ending: Ending, flow_run: str | None = None) -> No
     """
     if config.notify is None:
         return
-    file = Path(config.reports) / f".last-ending-{config.name}.json"
+    file: Place | None = None
+    with suppress(InputError):  # a URL that nothing can be kept at: its run has failed for that
+        file = as_place(config.reports, "reports") / f".last-ending-{config.name}.json"
     event = ending.status if ending.status != "done" else "recovery" if _was_not_fine(file) else None
     told = True
     if event in config.notify.on:
@@ -106,9 +108,11 @@ def tell(config: AuditConfig, ending: Ending, flow_run: str | None = None) -> No
         _remember(file, ending)
 
 
-def _was_not_fine(file: Path) -> bool:
+def _was_not_fine(file: Place | None) -> bool:
+    if file is None:
+        return False
     try:
-        return json.loads(file.read_text(encoding="utf-8"))["status"] != "done"
+        return json.loads(read_text(file))["status"] != "done"
     except FileNotFoundError:
         return False
     except (OSError, ValueError, KeyError, TypeError):
@@ -116,13 +120,16 @@ def _was_not_fine(file: Path) -> bool:
         return False
 
 
-def _remember(file: Path, ending: Ending) -> None:
+def _remember(file: Place | None, ending: Ending) -> None:
+    if file is None:
+        return
     content = {"status": ending.status, "time": _now(), "reasons": list(ending.reasons)}
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)  # a run that failed early has made none
-        whole_or_nothing(file, lambda temporary: _write(temporary, json.dumps(content) + "\n"))
+        if isinstance(file, Path):
+            file.parent.mkdir(parents=True, exist_ok=True)  # a run that failed early has made none
+        write_whole(file, lambda temporary: _write(temporary, json.dumps(content) + "\n"))
     except OSError as error:
-        _LOG.warning("%s cannot be written (%s): a recovery will not be told", file, error.strerror or error)
+        _LOG.warning("%s cannot be written (%s): a recovery will not be told", file, said(error))
 
 
 def _write(path: Path, text: str) -> None:

@@ -409,7 +409,13 @@ class AuditConfig(_Section):
         None, ge=1, description="a whole number, 1 or more: rows a shard (default: from memory_limit)"
     )
     seed: _Int = Field(0, ge=0, description="a whole number, 0 or more")
-    reports: str = Field("reports", description="path of a local folder, for the reports")
+    reports: str = Field("reports", description="path of a folder, or an fsspec URL, for the reports")
+    keep: _Int | None = Field(
+        None,
+        ge=1,
+        description="a whole number, 1 or more: how many of the newest runs stay, and reviewed ones besides "
+        "(default: all)",
+    )
 
     @field_validator("gates")
     @classmethod
@@ -477,9 +483,10 @@ def _with_absolute_paths(config: AuditConfig, folder: Path, reports: str | Path 
     if config.model.weights is not None:
         update["model"] = config.model.model_copy(update={"weights": absolute(config.model.weights)})
     update["report"] = with_absolute_folder(config.report, absolute)
-    # pathlib makes one slash of two.
     given = config.reports if reports is None else str(reports)
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", given):
-        raise InputError(f"reports: found the URL {given}; accepted in this version: a local folder")
-    update["reports"] = absolute(given) if reports is None else str(Path(reports).absolute())
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/(?!/)", given):
+        raise InputError(
+            f"reports: found {given}; accepted: a URL with two slashes (pathlib keeps one: give it as text)"
+        )
+    update["reports"] = absolute(given) if reports is None or "://" in given else str(Path(given).absolute())
     return config.model_copy(update=update)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,13 +15,17 @@ from influence_batch.dataset import inspect
 from influence_batch.dataset.inspection import count_train_labels, find_classes
 from influence_batch.preparation import locate_verdicts, prepare
 from influence_batch.review import write_new
+from influence_batch.storage import Place
 
 
-def export_labels(config: AuditConfig, file: Path, verdicts: pd.DataFrame | None = None) -> dict[str, int]:
+def export_labels(
+    config: AuditConfig, file: str | Place, verdicts: pd.DataFrame | None = None
+) -> dict[str, int]:
     """Write id (or row number) and label of every row of train, corrections applied, to a new file.
 
     Args:
-        file: CSV or Parquet by its suffix; its columns have the names of train's, `row` without an id column.
+        file: path or URL, CSV or Parquet by its suffix; its columns have the names of train's, `row` without
+            an id column.
         verdicts: on top of those that are stored.
 
     Returns:

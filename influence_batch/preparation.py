@@ -8,7 +8,6 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,6 +33,7 @@ from influence_batch.plan import Plan, make_plan, shard_rows
 from influence_batch.report import RunWriter
 from influence_batch.review import load_verdicts
 from influence_batch.stages import Prepared
+from influence_batch.storage import as_place
 from influence_batch.verdicts import Located, check_verdicts, locate, that_matter
 
 
@@ -65,7 +65,7 @@ def prepare(config: AuditConfig, verdicts: pd.DataFrame | None = None) -> Prepar
 
 def _all_verdicts(config: AuditConfig, verdicts: pd.DataFrame | None) -> pd.DataFrame | None:
     """Those that are stored beside the reports, and those of the caller below them."""
-    stored = load_verdicts(Path(config.reports) / config.name)
+    stored = load_verdicts(as_place(config.reports, "reports") / config.name)
     frames = [] if stored is None else [check_verdicts(stored).assign(imported=True)]
     frames += [] if verdicts is None else [check_verdicts(verdicts).assign(imported=False)]
     return pd.concat(frames, ignore_index=True) if frames else None
@@ -168,13 +168,17 @@ def open_run(prepared: Prepared, plan: Plan) -> RunWriter:
     config, columns = prepared.config, prepared.train.columns
     label_type = pa.float64() if prepared.regression else storage_type(columns.label_type)
     return RunWriter(
-        Path(config.reports), config.name, storage_type(columns.id_type), label_type, _key(prepared, plan)
+        as_place(config.reports, "reports"),
+        config.name,
+        storage_type(columns.id_type),
+        label_type,
+        _key(prepared, plan),
     )
 
 
 def _key(prepared: Prepared, plan: Plan) -> str:
     """16 hexadecimal digits of all that parts depend on: config, files, code, how the data are cut."""
-    kept = {"reports", "gates", "notify", "report"}
+    kept = {"reports", "keep", "gates", "notify", "report"}
     config = prepared.config.model_dump(mode="json", exclude=kept)
     cuts = [
         [(ref.start, ref.rows) for ref in dataset.refs]

@@ -53,7 +53,7 @@ def run_record(
     return {
         "format": FORMAT,
         "name": config.name,
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "finished": datetime.now(UTC).isoformat(timespec="milliseconds"),
         "config": content,
         "config_fingerprint": _fingerprint(content),
         "versions": _versions(),

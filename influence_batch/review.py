@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,8 +20,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from influence_batch.errors import InputError
-from influence_batch.execution.parts import whole_or_nothing
 from influence_batch.report.schema import verdict_schema
+from influence_batch.storage import (
+    Place,
+    as_input_error,
+    as_os_error,
+    as_place,
+    children,
+    is_remote,
+    said,
+    write_whole,
+)
 from influence_batch.verdict_files import NAMES, check_file, file_suffix, last_run, read_file
 from influence_batch.verdicts import Located, check_verdicts, locate
 
@@ -41,24 +51,24 @@ class Imported:
     added: int
     known: int
     on_other_content: int
-    path: Path | None
+    path: Place | None
 
 
-def load_verdicts(audit: Path) -> pd.DataFrame | None:
+def load_verdicts(audit: Place) -> pd.DataFrame | None:
     """All that was imported, the earlier verdict first; None where nothing was.
 
     Raises:
         InputError: a file of verdicts that cannot be read: what people decided is not to be lost in silence.
     """
     frames = []
-    for path in sorted((audit / FOLDER).glob("*.parquet")):
+    for path in _files(audit):
         try:
-            table = pq.ParquetFile(path).read()
+            with as_os_error(path), path.open("rb") as stream:
+                table = pq.ParquetFile(stream).read()
         except (OSError, pa.ArrowException) as error:
-            said = getattr(error, "strerror", None) or str(error).splitlines()[0]
             raise InputError(
-                f"verdicts: {path} cannot be read ({said}); expected a file that influence-batch review has "
-                "written: bring it back, or move it elsewhere if its verdicts are not to count"
+                f"verdicts: {path} cannot be read ({said(error)}); expected a file that influence-batch "
+                "review has written: bring it back, or move it elsewhere if its verdicts are not to count"
             ) from None
         missing = [name for name in NAMES if name not in table.column_names]
         if missing:
@@ -75,18 +85,34 @@ def load_verdicts(audit: Path) -> pd.DataFrame | None:
     return frame.sort_values("time", kind="stable", ignore_index=True)
 
 
-def import_verdicts(audit: Path, file: Path) -> Imported:
+def _files(audit: Place) -> list[Place]:
+    with as_input_error(audit, "reports"):
+        return sorted(children(audit / FOLDER, "*.parquet"), key=lambda path: path.name)
+
+
+def import_times(audit: Place) -> list[datetime]:
+    """When verdicts were imported: files are named by it."""
+    stamps = [path.name.partition("-")[0] for path in _files(audit)]
+    times = []
+    for stamp in stamps:
+        with suppress(ValueError):  # a file that somebody has put there under another name
+            times.append(datetime.strptime(stamp, "%Y%m%dT%H%M%S%fZ").replace(tzinfo=UTC))
+    return times
+
+
+def import_verdicts(audit: Place, file: str | Place) -> Imported:
     """Store the verdicts of a file, after those that there are.
 
     Args:
         audit: folder of the audit.
-        file: CSV or Parquet with the columns id and verdict; given_label, corrected_label, row_fingerprint,
-            reviewer, time and note where they are known.
+        file: path or URL of a CSV or Parquet file with the columns id and verdict; given_label,
+            corrected_label, row_fingerprint, reviewer, time and note where they are known.
 
     Raises:
         InputError: with every kind of problem found, one a line; nothing is written then.
     """
     last = last_run(audit)
+    file = as_place(file, "review")
     frame = read_file(file)
     now = datetime.now(UTC)
     with_time = frame["time"].notna().to_numpy()
@@ -99,14 +125,15 @@ def import_verdicts(audit: Path, file: Path) -> Imported:
     schema = verdict_schema(last.ids.type, last.labels.type)
     arrays = [pa.array(frame.loc[fresh, field.name].tolist(), field.type) for field in schema]
     try:
-        path.parent.mkdir(exist_ok=True)
-        whole_or_nothing(path, lambda temporary: pq.write_table(pa.table(arrays, schema=schema), temporary))
+        if isinstance(path, Path):
+            path.parent.mkdir(exist_ok=True)
+        write_whole(path, lambda temporary: pq.write_table(pa.table(arrays, schema=schema), temporary))
     except OSError as error:
-        raise InputError(f"review: {path.parent} cannot be written ({error.strerror or error})") from None
+        raise InputError(f"review: {path.parent} cannot be written ({said(error)})") from None
     return Imported(int(fresh.sum()), int((~fresh).sum()), int(off[fresh].sum()), path)
 
 
-def export_verdicts(audit: Path, file: Path) -> int:
+def export_verdicts(audit: Place, file: str | Place) -> int:
     """Write all verdicts to a new file, CSV or Parquet by its suffix, as `import_verdicts` reads them.
 
     Returns:
@@ -122,7 +149,7 @@ def export_verdicts(audit: Path, file: Path) -> int:
     return len(frame)
 
 
-def write_new(file: Path, table: pa.Table | None, command: str) -> None:
+def write_new(file: str | Place, table: pa.Table | None, command: str) -> None:
     """Write a table to a file that is not there yet, whole or not at all.
 
     Args:
@@ -131,10 +158,12 @@ def write_new(file: Path, table: pa.Table | None, command: str) -> None:
     Raises:
         InputError: the file is there, its suffix is neither .csv nor .parquet, or it cannot be written.
     """
+    file = as_place(file, command)
     suffix = file_suffix(file, command)
-    if file.exists():
-        raise InputError(f"{command}: {file} is there already; expected the name of a new file")
-    if not file.absolute().parent.is_dir():
+    with as_input_error(file, command):
+        if file.exists():
+            raise InputError(f"{command}: {file} is there already; expected the name of a new file")
+    if not is_remote(file) and not file.absolute().parent.is_dir():
         raise InputError(
             f"{command}: the folder {file.absolute().parent} does not exist; expected one that does"
         )
@@ -150,12 +179,12 @@ def write_new(file: Path, table: pa.Table | None, command: str) -> None:
             )
 
     try:
-        whole_or_nothing(file, write)
+        write_whole(file, write)
     except OSError as error:
-        raise InputError(f"{command}: {file} cannot be written ({error.strerror or error})") from None
+        raise InputError(f"{command}: {file} cannot be written ({said(error)})") from None
 
 
-def review_state(audit: Path) -> dict[str, Any]:
+def review_state(audit: Place) -> dict[str, Any]:
     """How many verdicts there are, and how much of the last run's list they cover."""
     last = last_run(audit)
     stored = load_verdicts(audit)

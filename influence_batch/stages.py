@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +22,7 @@ from influence_batch.influence import ApproximationError, Fit, Objective, TrainI
 from influence_batch.models import Loss
 from influence_batch.plan import Plan
 from influence_batch.solvers import Deferred, SolveResult
+from influence_batch.storage import Place
 from influence_batch.verdicts import Located
 
 # (stage, how much is done, of how much)
@@ -217,7 +217,7 @@ class Found:
 class Outcome:
     """A finished run."""
 
-    run_dir: Path
+    run_dir: Place
     run: Mapping[str, Any] = field(repr=False)
 
     def summary(self) -> dict[str, Any]:

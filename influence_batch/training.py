@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +23,7 @@ from influence_batch.report.runs import UnreadableRunError, open_run_folder, run
 from influence_batch.solvers import Deferred, InverseHessian
 from influence_batch.solvers.choice import make_solver
 from influence_batch.stages import Data, Model, Progress, quiet
+from influence_batch.storage import as_place
 
 # The grid of `l2: auto`, where it begins, and examples that its leave-one-out loss is a mean over: many
 # where leverages are matrix products, few where each takes solves.
@@ -96,19 +96,18 @@ def _last_weights(data: Data, objective: Objective) -> tuple[np.ndarray | None, 
     A fit that begins there ends at the same optimum, in fewer passes the less has changed.
     """
     config = data.prepared.config
-    folders, _ = run_folders(Path(config.reports) / config.name)
-    if not folders:
-        return None, None
     try:
+        folders, _ = run_folders(as_place(config.reports, "reports") / config.name)
+        if not folders:
+            return None, None
         run = open_run_folder(folders[-1])
         labels = [item["label"] for item in run.record["train"].get("classes", ())]
         now = json.loads(json.dumps(list(data.train.classes or ()), default=str))
         model, k, d = run.record["model"], objective.k, objective.d - config.model.intercept
         if labels != now or model["kind"] != config.model.kind or model["features"] != d:
             return None, None
-        path = str(run.folder / model["weights"])
-        weights = load_weights(path, k=k, d=d, intercept=config.model.intercept)
-    except (UnreadableRunError, InputError, KeyError, TypeError):
+        weights = load_weights(run.folder / model["weights"], k=k, d=d, intercept=config.model.intercept)
+    except (UnreadableRunError, InputError, OSError, KeyError, TypeError):
         return None, None  # the history says of such a run what is wrong with it
     better = objective.at(weights).value < objective.at(np.zeros_like(weights)).value
     return (weights, run.run_id) if better else (None, None)

@@ -6,7 +6,6 @@ import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from influence_batch.errors import InputError
 from influence_batch.report.page import plain_cell
 from influence_batch.report.runs import EarlierRun, UnreadableRunError, open_run_folder, run_folders
 from influence_batch.report.schema import VERDICTS as COLUMNS
+from influence_batch.storage import Place, as_input_error, as_os_error, said
 from influence_batch.verdicts import VERDICTS, as_fingerprint, as_type, fits
 
 NAMES = tuple(column.name for column in COLUMNS)
@@ -42,14 +42,16 @@ class LastRun:
         return self.run.record["train"].get("id_column") is None
 
 
-def last_run(audit: Path) -> LastRun:
+def last_run(audit: Place) -> LastRun:
     """The last run of an audit that can be read.
 
     Raises:
         InputError: there is none.
     """
     names = ["id", "given_label", "row_fingerprint", "is_suspect"]
-    for folder in reversed(run_folders(audit)[0]):
+    with as_input_error(audit, "reports"):
+        folders, _ = run_folders(audit)
+    for folder in reversed(folders):
         try:
             run = open_run_folder(folder)
             table = run.read("examples", names)
@@ -66,28 +68,28 @@ def last_run(audit: Path) -> LastRun:
     )
 
 
-def file_suffix(file: Path, command: str) -> str:
+def file_suffix(file: Place, command: str) -> str:
     suffix = file.suffix.lower()
     if suffix not in (".csv", ".parquet"):
         raise InputError(f"{command}: {file} ends in {suffix or 'nothing'}; accepted: .csv or .parquet")
     return suffix
 
 
-def read_file(file: Path) -> pd.DataFrame:
+def read_file(file: Place) -> pd.DataFrame:
     """The file as it is, all its columns known, those that it has not None."""
     suffix = file_suffix(file, "review")
     try:
         if suffix == ".parquet":
-            frame = pq.ParquetFile(file).read().to_pandas(integer_object_nulls=True)
+            with as_os_error(file), file.open("rb") as stream:
+                frame = pq.ParquetFile(stream).read().to_pandas(integer_object_nulls=True)
         else:
             frame = _read_csv(file)
     except FileNotFoundError:
         raise InputError(f"review: {file} does not exist; expected a file of verdicts") from None
     except OSError as error:
-        raise InputError(f"review: {file} cannot be read ({error.strerror or error})") from None
+        raise InputError(f"review: {file} cannot be read ({said(error)})") from None
     except (pa.ArrowException, UnicodeDecodeError, csv.Error) as error:
-        said = str(error).splitlines()[0]
-        raise InputError(f"review: {file} is no {suffix[1:].upper()} file ({said})") from None
+        raise InputError(f"review: {file} is no {suffix[1:].upper()} file ({said(error)})") from None
     names = [str(name) for name in frame.columns]
     strange = [name for name in names if name not in NAMES]
     missing = [name for name in _REQUIRED if name not in names]
@@ -100,9 +102,9 @@ def read_file(file: Path) -> pd.DataFrame:
     return frame.where(frame.notna(), None).reset_index(drop=True)
 
 
-def _read_csv(file: Path) -> pd.DataFrame:
+def _read_csv(file: Place) -> pd.DataFrame:
     """All as text, as the page guards it or not; empty cells are None, whatever else they say is a value."""
-    with file.open(encoding="utf-8-sig", newline="") as stream:
+    with as_os_error(file), file.open("r", encoding="utf-8-sig", newline="") as stream:
         lines = [line for line in csv.reader(stream, strict=True) if line]
     header, rows = (lines[0], lines[1:]) if lines else ([], [])
     for number, row in enumerate(rows):

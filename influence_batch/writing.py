@@ -21,9 +21,19 @@ from influence_batch.page import gather_page
 from influence_batch.preparation import require_unchanged
 from influence_batch.record import run_record
 from influence_batch.report import TABLES, RunWriter
-from influence_batch.report.history import Compared, Rows, compare, history_with, rate_jump
+from influence_batch.report.history import (
+    EARLIER,
+    Compared,
+    Rows,
+    compare,
+    history_with,
+    rate_jump,
+    read_history,
+    trend_columns,
+)
 from influence_batch.report.memory import Memory, remember
 from influence_batch.report.page import PAGE, render_page
+from influence_batch.retention import remove_old_runs
 from influence_batch.stages import Clock, Crossed, Data, Evidence, Explained, Found, Model, Outcome
 from influence_batch.verdicts import Located, measured_precision
 
@@ -57,6 +67,8 @@ def write(
         writer.write_blocks("examples", tables())
         suspects = pa.concat_tables(listed).sort_by("rank")
         compared, measured, told = _write_history(data, found, suspects, writer)
+        earlier = read_history(writer.audit_folder)
+        writer.write_table(EARLIER, trend_columns(earlier))
         tables_of_page: dict[str, Mapping[str, Any]] = {}
         if data.train.classes is not None:
             tables_of_page = {"classes": _classes(data, found), "noise_matrix": _noise_matrix(data, found)}
@@ -90,9 +102,13 @@ def write(
     record["notes"] += compared.notes
     record["gates"] = check_gates(config.gates, record)
     if page is not None:
-        history = history_with(writer.audit_folder, writer.run_id, writer.started, record)
+        history = history_with(earlier, writer.run_id, writer.started, record)
         writer.write_text(PAGE, render_page(replace(page, history=history), record))
-    return Outcome(writer.commit(record), record)
+    run_dir = writer.commit(record)
+    if config.keep is not None:
+        known = earlier["run_id"].tolist()
+        remove_old_runs(writer.audit_folder, config.keep, writer.run_id, writer.remove_run, known)
+    return Outcome(run_dir, record)
 
 
 def _write_history(

@@ -243,6 +243,7 @@ def test_report_is_what_the_schema_says(samples: Path, tmp_path: Path) -> None:
         "suspects": report.run_dir / "suspects.parquet",
         "resolved": report.run_dir / "resolved.parquet",
         "once_listed": report.run_dir / "once_listed.parquet",
+        "earlier_runs": report.run_dir / "earlier_runs.parquet",
         "test_points": report.run_dir / "test_points.parquet",
         "cross_influence": report.run_dir / "cross_influence" / "part-00000.parquet",
     }

@@ -27,7 +27,7 @@ MODEL_KEYS = (
 )
 TOP_KEYS = (
     "name, train, test, model, solver, influence, detection, group_by, self_check, gates, notify, "
-    "report, cluster, memory_limit, shard_rows, seed, reports"
+    "report, cluster, memory_limit, shard_rows, seed, reports, keep"
 )
 STEPS = "standardize, unit_norm, pca, random_fourier, nystroem"
 
@@ -88,6 +88,7 @@ def test_defaults(file: Path, tmp_path: Path) -> None:
         "shard_rows": None,
         "seed": 0,
         "reports": str(tmp_path / "reports"),
+        "keep": None,
     }
 
 
@@ -136,11 +137,12 @@ class TestPaths:
         assert given == {"train": {"path": Path("t.parquet"), "label": "y"}}
         assert load(file, TRAIN, reports="out").reports == str(tmp_path / "elsewhere" / "out")
 
-    @pytest.mark.parametrize("given", ["s3://bucket/r", Path("s3://bucket/r")])
-    def test_reports_are_no_url(self, file: Path, given: str | Path) -> None:
-        """pathlib turns `s3://bucket` into `s3:/bucket`, a folder like any other."""
-        with pytest.raises(InputError, match=r"^reports: found the URL s3:/.*; accepted .*: a local folder$"):
-            load(file, TRAIN, reports=given)
+    def test_reports_may_be_a_url(self, file: Path) -> None:
+        assert load(file, TRAIN, reports="s3://bucket/r").reports == "s3://bucket/r"
+        assert load(file, TRAIN + "reports: s3://bucket/r").reports == "s3://bucket/r"
+        # pathlib turns `s3://bucket` into `s3:/bucket`, a folder like any other.
+        with pytest.raises(InputError, match=r"^reports: found s3:/bucket/r; accepted: a URL with two"):
+            load(file, TRAIN, reports=Path("s3://bucket/r"))
 
 
 class TestOverrides:
@@ -358,14 +360,19 @@ class TestUnions:
         ),
         ("seed: -1", "seed: found -1; accepted: a whole number, 0 or more"),
         (
+            "keep: 0",
+            "keep: found 0; accepted: a whole number, 1 or more: how many of the newest runs stay, and "
+            "reviewed ones besides (default: all)",
+        ),
+        (
             "name: a/b",
             "name: found 'a/b'; accepted: letters, digits, dot, dash and underscore, a letter or digit "
             "first: the folder of its reports (default: name of the config file)",
         ),
         (
             "reports: 3",
-            "reports: found 3, which is no text without quotes; accepted: path of a local folder, for "
-            "the reports",
+            "reports: found 3, which is no text without quotes; accepted: path of a folder, or an fsspec "
+            "URL, for the reports",
         ),
     ],
 )

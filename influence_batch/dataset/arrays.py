@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
+
+from influence_batch.storage import Place, as_os_error
 
 
 class OneArrayError(ValueError):
     """The file is an .npy: one array without a name."""
 
 
-def read_npz(path: Path, wanted: Sequence[str]) -> tuple[dict[str, np.ndarray], list[str]]:
+def read_npz(path: Place, wanted: Sequence[str]) -> tuple[dict[str, np.ndarray], list[str]]:
     """Those of the wanted arrays that an .npz has, and the names of all that it has.
 
     Pickled arrays can run code when loaded; none is ever loaded here.
@@ -24,12 +25,13 @@ def read_npz(path: Path, wanted: Sequence[str]) -> tuple[dict[str, np.ndarray], 
         ValueError: not readable as an .npz of plain arrays; the message says why.
     """
     try:
-        file = np.load(path, allow_pickle=False)
-        if not isinstance(file, np.lib.npyio.NpzFile):
-            raise OneArrayError("it is one array")
-        with file:
-            arrays = {name: file[name] for name in wanted if name in file.files}
-            names = list(file.files)
+        with as_os_error(path), path.open("rb") as stream:
+            file = np.load(stream, allow_pickle=False)
+            if not isinstance(file, np.lib.npyio.NpzFile):
+                raise OneArrayError("it is one array")
+            with file:
+                arrays = {name: file[name] for name in wanted if name in file.files}
+                names = list(file.files)
     except (FileNotFoundError, OneArrayError):
         raise
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from fsspec.core import url_to_fs
 
 from influence_batch.errors import InputError, MissingFileError
+from influence_batch.storage import as_os_error, said
 
 _SUFFIXES = (".parquet", ".pq")
 
@@ -47,32 +48,18 @@ def find_files(path: str, key: str) -> list[ParquetFileInfo]:
         InputError: nothing there, not Parquet, truncated, or no rows at all.
     """
     try:
-        filesystem, root = url_to_fs(path)
+        with as_os_error(path):
+            filesystem, root = url_to_fs(path)
     except (ValueError, ImportError, OSError) as error:
         raise InputError(
-            f"{key}: {path} cannot be opened ({error}); expected a Parquet file, folder, glob or fsspec URL"
+            f"{key}: {path} cannot be opened ({said(error)}); expected a Parquet file, folder, glob or "
+            "fsspec URL"
         ) from None
     try:
-        # What is there under the very name is no glob: brackets in a folder's name, `?` in a URL.
-        literal = filesystem.exists(root)
-        if not literal and any(mark in root for mark in "*?["):
-            names = [name for name in filesystem.glob(root) if filesystem.isfile(name)]
-            if not names:
-                raise InputError(f"{key}: {path} matches no file; expected a glob that names Parquet files")
-        elif literal and filesystem.isdir(root):
-            names = [name for name in filesystem.find(root) if _is_data(name, root)]
-            if not names:
-                raise InputError(
-                    f"{key}: the folder {path} has no {' or '.join('*' + s for s in _SUFFIXES)} file"
-                )
-        elif literal:
-            names = [root]
-        else:
-            raise InputError(
-                f"{key}: {path} does not exist; expected a Parquet file, folder, glob or fsspec URL"
-            )
+        with as_os_error(path):
+            names = _names(filesystem, root, path, key)
     except (OSError, ImportError) as error:
-        raise InputError(f"{key}: {path} cannot be listed ({error})") from None
+        raise InputError(f"{key}: {path} cannot be listed ({said(error)})") from None
     prefix, suffix = "", ""
     if "://" in path:
         protocol, rest = path.split("://", 1)
@@ -85,6 +72,24 @@ def find_files(path: str, key: str) -> list[ParquetFileInfo]:
     return [file for file in files if file.rows > 0]
 
 
+def _names(filesystem: fsspec.AbstractFileSystem, root: str, path: str, key: str) -> list[str]:
+    # What is there under the very name is no glob: brackets in a folder's name, `?` in a URL.
+    literal = filesystem.exists(root)
+    if not literal and any(mark in root for mark in "*?["):
+        names = [name for name in filesystem.glob(root) if filesystem.isfile(name)]
+        if not names:
+            raise InputError(f"{key}: {path} matches no file; expected a glob that names Parquet files")
+        return names
+    if not literal:
+        raise InputError(f"{key}: {path} does not exist; expected a Parquet file, folder, glob or fsspec URL")
+    if not filesystem.isdir(root):
+        return [root]
+    names = [name for name in filesystem.find(root) if _is_data(name, root)]
+    if not names:
+        raise InputError(f"{key}: the folder {path} has no {' or '.join('*' + s for s in _SUFFIXES)} file")
+    return names
+
+
 def file_state(path: str) -> str:
     """What changes when the content of a file does: size with time, inode, ETag or version.
 
@@ -94,10 +99,11 @@ def file_state(path: str) -> str:
         InputError: the file is gone.
     """
     try:
-        filesystem, root = url_to_fs(path)
-        # Listings are remembered; the question is what is there now.
-        filesystem.invalidate_cache()
-        info = filesystem.info(root)
+        with as_os_error(path):
+            filesystem, root = url_to_fs(path)
+            # Listings are remembered; the question is what is there now.
+            filesystem.invalidate_cache()
+            info = filesystem.info(root)
     except FileNotFoundError:
         raise InputError(f"{path} is gone; expected it to stay as it was when the audit began") from None
     stamps = {key: str(info[key]) for key in _STAMPS if info.get(key) is not None}
@@ -143,7 +149,7 @@ def open_parquet(path: str, key: str, buffer_bytes: int = 0) -> Iterator[pq.Parq
         InputError: missing, not Parquet, truncated or damaged.
     """
     try:
-        with fsspec.open(path, "rb") as stream:
+        with as_os_error(path), fsspec.open(path, "rb") as stream:
             try:
                 file = pq.ParquetFile(stream, page_checksum_verification=True, buffer_size=buffer_bytes)
             except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
@@ -156,7 +162,7 @@ def open_parquet(path: str, key: str, buffer_bytes: int = 0) -> Iterator[pq.Parq
         raise MissingFileError(f"{key}: {path} does not exist; expected a Parquet file") from None
     except PermissionError as error:
         raise MissingFileError(
-            f"{key}: {path} cannot be read ({error.strerror}); expected a Parquet file"
+            f"{key}: {path} cannot be read ({said(error)}); expected a Parquet file"
         ) from None
     except pa.ArrowInvalid as error:
         raise InputError(f"{key}: {path} is damaged ({_first_line(error)}); write it again") from None

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 
 from influence_batch.dataset.arrays import OneArrayError, read_npz
 from influence_batch.errors import InputError
+from influence_batch.storage import Place, as_input_error, as_place
 
 _KEY = "model.weights"
 
@@ -18,11 +17,13 @@ def check_exists(path: str) -> None:
     Raises:
         InputError: no such file.
     """
-    if not Path(path).is_file():
-        raise InputError(f"{_KEY}: {path} does not exist; expected an .npz with `coef`")
+    place = as_place(path, _KEY)
+    with as_input_error(place, _KEY):
+        if not place.is_file():
+            raise InputError(f"{_KEY}: {path} does not exist; expected an .npz with `coef`")
 
 
-def load_weights(path: str, *, k: int, d: int, intercept: bool) -> np.ndarray:
+def load_weights(path: str | Place, *, k: int, d: int, intercept: bool) -> np.ndarray:
     """Weights (k, d) or, with an intercept, (k, d + 1), from `coef` (d, k) or (d,) and `intercept` (k,).
 
     Raises:
@@ -32,7 +33,7 @@ def load_weights(path: str, *, k: int, d: int, intercept: bool) -> np.ndarray:
     expected = f"`coef` of shape ({d}, {k})" + (f" or ({d},)" if k == 1 else "")
     expected += f" and `intercept` of shape ({k},)" if intercept else ""
     try:
-        arrays, names = read_npz(Path(path), ("coef", "intercept"))
+        arrays, names = read_npz(as_place(path, _KEY), ("coef", "intercept"))
     except FileNotFoundError:
         raise InputError(f"{_KEY}: {path} does not exist; expected an .npz with {expected}") from None
     except OneArrayError:

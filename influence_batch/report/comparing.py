@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ from scipy.stats import spearmanr
 
 from influence_batch.errors import InputError
 from influence_batch.report.reader import Report, load_report
+from influence_batch.storage import Place
 
 _EXAMPLES = ("id", "row_fingerprint", "rank", "p_mislabeled", "is_suspect")
 _LEAST_FOR_CORRELATION = 3
@@ -36,7 +36,7 @@ class Comparison:
     test_points: pd.DataFrame
 
 
-def compare(run_a: str | Path, run_b: str | Path) -> Comparison:
+def compare(run_a: str | Place, run_b: str | Place) -> Comparison:
     """Compare two runs by the ids of their examples or, where one has none, by content.
 
     Raises:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,8 @@ from influence_batch.dataset.lookup import find_rows
 from influence_batch.errors import InputError
 from influence_batch.execution.parts import take
 from influence_batch.report.memory import Memory, annotated, keyed, not_now
-from influence_batch.report.runs import UnreadableRunError, open_run_folder, run_folders
+from influence_batch.report.runs import EarlierRun, UnreadableRunError, open_run_folder, order_of, run_folders
+from influence_batch.storage import Place, as_input_error, as_place, children, each, is_file
 
 _STATES = ("new", "persisting", "reopened")
 RESOLUTIONS = ("removed", "label_changed", "features_changed", "reviewed", "no_longer_suspect")
@@ -34,6 +34,7 @@ _TREND: Mapping[str, tuple[str, str]] = {
     "reviewed": ("review", "reviewed"),
     "measured_precision": ("detection", "measured_precision"),
 }
+EARLIER = "earlier_runs"
 _WHOLE = ("n_train", "n_suspects", "new", "persisting", "reopened", "resolved", "reviewed")
 
 
@@ -153,46 +154,86 @@ def _resolutions_by_id(left: pd.DataFrame, rows: Rows, off: set[int]) -> Iterato
             yield "reviewed" if row in off else "no_longer_suspect"
 
 
-def load_history(audit: str | Path) -> pd.DataFrame:
-    """The runs of an audit, a row a run, the oldest first.
+def load_history(audit: str | Place) -> pd.DataFrame:
+    """The runs of an audit, a row a run, the oldest first; those too that have been removed since.
 
     Args:
-        audit: the folder of the audit, `<reports>/<name>`, in which its runs stand.
+        audit: the folder of the audit, `<reports>/<name>`, in which its runs stand: path or fsspec URL.
 
     Returns:
         run_id, started (UTC), n_train, n_suspects, estimated_errors with _low and _high, error_rate, new,
         persisting, reopened, resolved, reviewed, measured_precision; null where a run does not say.
-        `attrs["notes"]` names folders that are no runs or cannot be read, in sentences.
+        `attrs["notes"]` names folders that are no runs or cannot be read, in sentences; `attrs["removed"]`
+        the run_id of those that are gone.
 
     Raises:
-        InputError: there is no such folder, or it is that of a run or of several audits.
+        InputError: there is no such folder, it is that of a run or of several audits, or cannot be reached.
     """
-    folder = Path(audit)
-    if not folder.is_dir():
-        raise InputError(f"{folder} does not exist; expected the folder of an audit, in which its runs are")
-    if folder.name.startswith("run_id=") or (folder / "run.json").is_file():
-        raise InputError(f"{folder} is one run; expected the folder of its audit, {folder.parent}")
-    folders, foreign = run_folders(folder)
-    if not folders and any(folder.glob("*/run_id=*")):
-        audits = ", ".join(sorted({path.parent.name for path in folder.glob("*/run_id=*")})[:5])
-        raise InputError(f"{folder} has the folders of audits in it; expected one of them: {audits}")
-    notes = [f"The folder {name} is no run: left out." for name in foreign]
-    lines = []
-    for path in folders:
-        try:
-            run = open_run_folder(path)
-        except UnreadableRunError as error:
-            notes.append(f"{error}: left out.")
-            continue
-        lines.append(_line(run.run_id, run.started, run.record))
-    frame = _frame(lines)
-    frame.attrs["notes"] = notes
+    folder = as_place(audit, "history")
+    with as_input_error(folder, "history"):
+        if not folder.is_dir():
+            raise InputError(
+                f"{folder} does not exist; expected the folder of an audit, in which its runs are"
+            )
+        if folder.name.startswith("run_id=") or is_file(folder / "run.json"):
+            raise InputError(f"{folder} is one run; expected the folder of its audit, {folder.parent}")
+        frame = read_history(folder)
+        if frame.empty:
+            inner = [path.name for path in children(folder, "*") if children(path, "run_id=*")]
+            if inner:
+                audits = ", ".join(sorted(inner)[:5])
+                raise InputError(f"{folder} has the folders of audits in it; expected one of them: {audits}")
     return frame
 
 
-def history_with(audit: Path, run_id: str, started: Any, record: Mapping[str, Any]) -> pd.DataFrame:
-    """The runs of an audit, as `load_history` has them, and one that has no place yet behind them."""
-    earlier = load_history(audit)
+def read_history(folder: Place) -> pd.DataFrame:
+    """The same, of a folder that may be empty, or not there.
+
+    Raises:
+        OSError: it cannot be listed.
+    """
+    folders, foreign = run_folders(folder)
+    notes = [f"The folder {name} is no run: left out." for name in foreign]
+    runs: list[EarlierRun] = []
+    for found in each(_opened, folders):
+        if isinstance(found, EarlierRun):
+            runs.append(found)
+        else:
+            notes.append(f"{found}: left out.")
+    lines = [_line(run.run_id, run.started, run.record) for run in runs]
+    there = {path.name[len("run_id=") :] for path in folders}
+    removed = [line for line in _carried_on(runs, notes) if line["run_id"] not in there]
+    frame = _frame(sorted([*lines, *removed], key=lambda line: order_of(line["run_id"])))
+    frame.attrs["notes"] = notes
+    frame.attrs["removed"] = [line["run_id"] for line in removed]
+    return frame
+
+
+def _opened(folder: Place) -> EarlierRun | UnreadableRunError:
+    try:
+        return open_run_folder(folder)
+    except UnreadableRunError as error:
+        return error
+
+
+def _carried_on(runs: Sequence[EarlierRun], notes: list[str]) -> list[dict[str, Any]]:
+    """The lines of all runs before the last, as the last one has them."""
+    for run in reversed(runs):
+        try:
+            if run.has(EARLIER):
+                return run.read(EARLIER, ("run_id", "started", *_TREND)).to_pylist()
+        except (UnreadableRunError, OSError) as error:
+            notes.append(f"{error}: runs that were removed are left out.")
+    return []
+
+
+def trend_columns(history: pd.DataFrame) -> Mapping[str, pa.Array]:
+    """A trend as columns of the table `earlier_runs`."""
+    return {name: _arrow(history[name]) for name in history.columns}
+
+
+def history_with(earlier: pd.DataFrame, run_id: str, started: Any, record: Mapping[str, Any]) -> pd.DataFrame:
+    """A trend, and a run that has no place yet behind it."""
     this = _frame([_line(run_id, started, record)])
     return pd.concat([earlier, this], ignore_index=True) if len(earlier) else this
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 import pandas as pd
 import pyarrow as pa
 
 from influence_batch.report.runs import EarlierRun, UnreadableRunError, open_run_folder, run_folders
+from influence_batch.storage import Place
 
 _LISTED = ("id", "row_fingerprint", "given_label", "suggested_label", "p_mislabeled", "rank")
 _HISTORY = ("first_seen", "last_seen", "nights_seen")
@@ -50,7 +50,7 @@ class Memory:
         return self.rows[self.rows["last_seen"] == last]
 
 
-def remember(audit: Path, id_column: str | None, id_type: pa.DataType, label_type: pa.DataType) -> Memory:
+def remember(audit: Place, id_column: str | None, id_type: pa.DataType, label_type: pa.DataType) -> Memory:
     """What the runs in the folder of an audit have listed.
 
     Args:

@@ -6,20 +6,19 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import pyarrow.parquet as pq
 
 from influence_batch.errors import InputError
+from influence_batch.storage import Place, as_input_error, as_place, children, read_table, read_text
 
 
 @dataclass(frozen=True)
 class Report:
-    """A run on disk; each table is read when it is first asked for."""
+    """A run on disk or at a URL; each table is read when it is first asked for."""
 
-    run_dir: Path
+    run_dir: Place
 
     @cached_property
     def examples(self) -> pd.DataFrame:
@@ -69,30 +68,38 @@ class Report:
     @cached_property
     def run(self) -> dict[str, Any]:
         """Config, fingerprints, versions, timings and diagnostics."""
-        content: dict[str, Any] = json.loads((self.run_dir / "run.json").read_text(encoding="utf-8"))
+        content: dict[str, Any] = json.loads(read_text(self.run_dir / "run.json"))
         return content
 
     def columns(self, table: str, names: Sequence[str]) -> pd.DataFrame:
         """Some columns of a table, without reading the others."""
         path = self.run_dir / (table if table == "cross_influence" else f"{table}.parquet")
-        return pq.read_table(path, columns=list(names), partitioning=None).to_pandas()
+        return read_table(path, names).to_pandas()
 
     def _table(self, name: str) -> pd.DataFrame:
-        # `partitioning=None`: the folder's own name, run_id=..., is no column of a single run.
-        return pq.read_table(self.run_dir / name, partitioning=None).to_pandas()
+        # The folder's own name, run_id=..., is no column of a single run.
+        return read_table(self.run_dir / name).to_pandas()
 
 
-def load_report(run_dir: str | Path) -> Report:
+def load_report(run_dir: str | Place) -> Report:
     """The report in a run's folder.
 
+    Args:
+        run_dir: path or fsspec URL.
+
     Raises:
-        InputError: the folder is not a run.
+        InputError: the folder is not a run, or its URL cannot be reached.
     """
-    folder = Path(run_dir)
-    if not folder.exists():
-        raise InputError(f"{folder} does not exist; expected the folder of a run")
-    if not (folder / "run.json").is_file():
-        inner = sorted([*folder.glob("run_id=*"), *folder.glob("*/run_id=*")])
-        hint = f"; the latest run in it is {inner[-1].relative_to(folder)}" if inner else ""
-        raise InputError(f"{folder} is not a run: it has no run.json{hint}")
+    folder = as_place(run_dir, "report")
+    with as_input_error(folder, "report"):
+        if not folder.exists():
+            raise InputError(f"{folder} does not exist; expected the folder of a run")
+        if not (folder / "run.json").is_file():
+            runs = [run.name for run in children(folder, "run_id=*")] or [
+                f"{audit.name}/{run.name}"
+                for audit in children(folder, "*")
+                for run in children(audit, "run_id=*")
+            ]
+            hint = f"; the latest run in it is {max(runs)}" if runs else ""
+            raise InputError(f"{folder} is not a run: it has no run.json{hint}")
     return Report(folder)

@@ -7,11 +7,12 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from influence_batch.storage import Place, as_os_error, children, each, is_file, is_remote, read_text, said
 
 _RUN_ID = re.compile(r"run_id=(\d{8}T\d{6}Z)(?:-(\d+))?")
 
@@ -25,17 +26,17 @@ class EarlierRun:
     """A run on disk: its id, its folder and the content of its run.json."""
 
     run_id: str
-    folder: Path
+    folder: Place
     record: dict[str, Any]
 
     @property
     def started(self) -> datetime:
         """When it was started, UTC."""
-        return datetime.strptime(self.run_id.split("-")[0], "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC)
+        return started_of(self.run_id)
 
     def has(self, table: str) -> bool:
         """Whether the run wrote this table."""
-        return (self.folder / f"{table}.parquet").is_file()
+        return is_file(self.folder / f"{table}.parquet")
 
     def read(self, table: str, columns: Sequence[str]) -> pa.Table:
         """Those of the columns of a table that it has.
@@ -45,28 +46,47 @@ class EarlierRun:
         """
         path = self.folder / f"{table}.parquet"
         try:
-            with pq.ParquetFile(path) as file:
+            with as_os_error(path), path.open("rb") as stream, pq.ParquetFile(stream) as file:
                 names = [name for name in columns if name in file.schema_arrow.names]
                 return file.read(columns=names)
         except (OSError, pa.ArrowException) as error:
-            said = getattr(error, "strerror", None) or str(error).splitlines()[0]
-            raise UnreadableRunError(f"{self.folder.name}: {path.name} cannot be read ({said})") from None
+            raise UnreadableRunError(
+                f"{self.folder.name}: {path.name} cannot be read ({said(error)})"
+            ) from None
 
 
-def run_folders(audit: Path) -> tuple[list[Path], list[str]]:
-    """The folders of an audit's runs, oldest first, and the names of folders that only look like runs."""
-    found, foreign = [], []
-    for folder in audit.glob("run_id=*"):
-        match = _RUN_ID.fullmatch(folder.name)
-        if match and folder.is_dir():
-            # Of runs that began in one second the tenth comes after the second.
-            found.append((match[1], int(match[2] or 0), folder))
+def run_folders(audit: Place) -> tuple[list[Place], list[str]]:
+    """The folders of an audit's runs, oldest first, and the names of folders that only look like runs.
+
+    At a URL a folder without run.json is one that comes or goes, see `placing`: as if it were not there.
+
+    Raises:
+        OSError: the folder cannot be listed.
+    """
+    folders, foreign = [], []
+    for folder in children(audit, "run_id=*"):
+        if _RUN_ID.fullmatch(folder.name) and (is_remote(folder) or folder.is_dir()):
+            folders.append(folder)
         else:
             foreign.append(folder.name)
-    return [folder for _, _, folder in sorted(found)], sorted(foreign)
+    if is_remote(audit):
+        there = each(lambda folder: is_file(folder / "run.json"), folders)
+        folders = [folder for folder, whole in zip(folders, there, strict=True) if whole]
+    return sorted(folders, key=lambda folder: order_of(folder.name[len("run_id=") :])), sorted(foreign)
 
 
-def open_run_folder(folder: Path) -> EarlierRun:
+def started_of(run_id: str) -> datetime:
+    """When a run was started, UTC."""
+    return datetime.strptime(run_id.split("-")[0], "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC)
+
+
+def order_of(run_id: str) -> tuple[str, int]:
+    """A sort key: of runs that began in one second the tenth comes after the second."""
+    stamp, _, number = run_id.partition("-")
+    return stamp, int(number or 0)
+
+
+def open_run_folder(folder: Place) -> EarlierRun:
     """The run in a folder.
 
     Raises:
@@ -74,11 +94,11 @@ def open_run_folder(folder: Path) -> EarlierRun:
     """
     path = folder / "run.json"
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = json.loads(read_text(path))
     except FileNotFoundError:
         raise UnreadableRunError(f"{folder.name}: it has no run.json") from None
     except OSError as error:
-        raise UnreadableRunError(f"{folder.name}: run.json cannot be read ({error.strerror})") from None
+        raise UnreadableRunError(f"{folder.name}: run.json cannot be read ({said(error)})") from None
     except ValueError:
         raise UnreadableRunError(f"{folder.name}: run.json is no JSON") from None
     parts = [record.get(name) for name in ("train", "detection")] if isinstance(record, dict) else [None]

@@ -22,8 +22,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from influence_batch.errors import ClusterError, InputError, MissingFileError, RunError
-from influence_batch.execution.parts import StoreOnDisk, flush_folder, whole_or_nothing
+from influence_batch.execution.parts import StoreOnDisk, whole_or_nothing
+from influence_batch.report.placing import destination
 from influence_batch.report.schema import table_schema
+from influence_batch.storage import Place, children, said
 
 _ATTEMPTS = 100
 _REMOVED = ".removed"
@@ -34,6 +36,8 @@ class RunWriter:
 
     The folder is named after what the run is made of. A run that was killed leaves it behind, and the
     same run started again finds in `store` what had been computed; any other run of the audit removes it.
+    It stands among the reports or, where they go to a URL, in a folder of this machine, and its files are
+    uploaded at the end.
 
     Used as a context: unless `commit` was called, leaving it removes what was written, and folders
     that were made for it, except where the run was interrupted and could be taken up again.
@@ -50,18 +54,20 @@ class RunWriter:
     """
 
     def __init__(
-        self, reports: Path, name: str, id_type: pa.DataType, label_type: pa.DataType, key: str
+        self, reports: Place, name: str, id_type: pa.DataType, label_type: pa.DataType, key: str
     ) -> None:
-        self._audit = reports / name
         self._types = (id_type, label_type)
-        self._made = _missing_parents(self._audit)
-        self.run_dir: Path | None = None
+        self._made = _missing_parents(reports / name) if isinstance(reports, Path) else []
+        self.run_dir: Place | None = None
         self.started = datetime.now(UTC)
+        self._claimed: str | None = None
         try:
-            self._audit.mkdir(parents=True, exist_ok=True)
-            self._lock = Lock(reports / f".unfinished-{name}.lock", name)
+            self._destination = destination(reports, name)
+            work = self._destination.work
+            self._lock = Lock(work / f".unfinished-{name}.lock", name)
             try:
-                self._folder = _folder_of_run(reports, name, key)
+                self._destination.open()
+                self._folder = _folder_of_run(work, name, key)
                 self._report = self._folder / "report"
                 self._report.mkdir(exist_ok=True)
                 self.store = StoreOnDisk(self._folder / "parts")
@@ -73,8 +79,8 @@ class RunWriter:
         except OSError as error:
             self._remove_made()
             raise InputError(
-                f"reports: {self._audit} cannot be written ({error.strerror or error}); "
-                "expected a folder in which folders can be made"
+                f"reports: {reports / name} cannot be written ({said(error)}); expected a folder in which "
+                + ("folders can be made" if isinstance(reports, Path) else "files can be written and listed")
             ) from None
 
     def __enter__(self) -> RunWriter:
@@ -83,6 +89,9 @@ class RunWriter:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._claimed and self.run_dir is None and (value is None or isinstance(value, Exception)):
+            # Where somebody stopped it, a file may still be on its way: that is left to the next run.
+            self._destination.give_up(self._claimed)
         # Bad input and failed numerics fail again; what came from outside may be over the next time.
         final = isinstance(value, (InputError, RunError)) and not isinstance(
             value, (ClusterError, MissingFileError)
@@ -149,7 +158,7 @@ class RunWriter:
         """A table as it was written, if it is not in parts."""
         return pq.ParquetFile(self._report / f"{table}.parquet").read()
 
-    def commit(self, run: Mapping[str, Any]) -> Path:
+    def commit(self, run: Mapping[str, Any]) -> Place:
         """Write run.json and give the run its place.
 
         Args:
@@ -157,25 +166,18 @@ class RunWriter:
 
         Returns:
             The run's folder, `run_id=<UTC time>`.
+
+        Raises:
+            OSError: it cannot be written; nothing of it is to be seen then.
         """
         if self.run_dir is not None:
             return self.run_dir
         content = json.dumps({"run_id": self.run_id, **run}, indent=2, default=str, allow_nan=False)
         (self._report / "run.json").write_text(content + "\n", encoding="utf-8")
-        _flush(self._report)
-        place = self._audit / f"run_id={self.run_id}"
-        try:
-            # rename() replaces an empty folder but no other: nothing that is there is lost.
-            os.rename(self._report, place)
-        except OSError:
-            if place.exists():
-                raise RunError(f"{place} has appeared while the audit ran; start again") from None
-            raise
-        self.run_dir = place
-        flush_folder(self._audit)
+        self.run_dir = self._destination.place(self._report, self.run_id)
         _remove(self._folder)
         self._lock.release()
-        return place
+        return self.run_dir
 
     @cached_property
     def run_id(self) -> str:
@@ -185,16 +187,28 @@ class RunWriter:
             RunError: a hundred runs have the same time.
         """
         stamp = self.started.strftime("%Y%m%dT%H%M%SZ")
-        for attempt in range(_ATTEMPTS):
-            run_id = stamp if attempt == 0 else f"{stamp}-{attempt}"
-            if not (self._audit / f"run_id={run_id}").exists():
+        names = [stamp, *(f"{stamp}-{attempt}" for attempt in range(1, _ATTEMPTS))]
+        there = {path.name for path in children(self.audit_folder, f"run_id={stamp}*")}
+        # After the last that there is: a name that was given back by a removal would be out of order.
+        first = 1 + max((n for n, name in enumerate(names) if f"run_id={name}" in there), default=-1)
+        for run_id in names[first:]:
+            if self._destination.claim(run_id):
+                self._claimed = run_id
                 return run_id
-        raise RunError(f"{self._audit} already holds {_ATTEMPTS} runs of {stamp}; start again")
+        raise RunError(f"{self.audit_folder} already holds {_ATTEMPTS} runs of {stamp}; start again")
 
     @property
-    def audit_folder(self) -> Path:
+    def audit_folder(self) -> Place:
         """Where the runs of the audit stand beside each other."""
-        return self._audit
+        return self._destination.audit
+
+    def remove_run(self, run_id: str) -> None:
+        """Remove an earlier run of the audit.
+
+        Raises:
+            OSError: it cannot be removed.
+        """
+        self._destination.remove(run_id)
 
     def _remove_made(self) -> None:
         for folder in self._made:
@@ -293,14 +307,3 @@ def _array(values: Any, type_: pa.DataType) -> pa.Array:
         return values.cast(type_)
     # Computed NaN means that there is no such number; a user's own NaN label is refused on reading.
     return pa.array(values, type=type_, from_pandas=pa.types.is_floating(type_))
-
-
-def _flush(folder: Path) -> None:
-    """Bring the files to the disk before their folder gets its name."""
-    for path in folder.rglob("*"):
-        if path.is_file():
-            with path.open("rb") as stream:
-                os.fsync(stream.fileno())
-        else:
-            flush_folder(path)
-    flush_folder(folder)

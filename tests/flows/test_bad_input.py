@@ -118,7 +118,8 @@ class TestCommandLine:
             ),
             (
                 "s3://bucket/reports",
-                "reports: found the URL s3:/bucket/reports; accepted in this version: a local folder",
+                "reports: found s3:/bucket/reports; accepted: a URL with two slashes (pathlib keeps one: "
+                "give it as text)",
             ),
         ],
     )

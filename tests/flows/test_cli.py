@@ -230,6 +230,6 @@ def test_schema_explains_every_column() -> None:
     wrong = run("schema", "nothing")
     assert wrong.returncode == 2
     assert wrong.stderr == (
-        "error: schema: no table 'nothing'; accepted: examples, suspects, resolved, once_listed, classes, "
-        "noise_matrix, depths, groups, cross_influence, test_points\n"
+        "error: schema: no table 'nothing'; accepted: examples, suspects, resolved, once_listed, "
+        "earlier_runs, classes, noise_matrix, depths, groups, cross_influence, test_points\n"
     )
