@@ -254,6 +254,12 @@ def test_budget_and_precision_count_rows_that_are_not_settled(night: Path, tmp_p
         report = influence_batch.audit(config(night, detection=detection, reports=tmp_path), verdicts=said)
         assert set(report.suspects.id[:2]) == {100, 101}
         assert 1 not in set(report.suspects.id)
+        classes = report.classes
+        assert (classes.estimated_errors_low <= classes.estimated_errors).all()
+        assert (classes.estimated_errors <= classes.estimated_errors_high).all()
+        settled = report.examples[report.examples.id.isin([100, 101])].given_label.value_counts()
+        known = classes.label.map(settled).fillna(0)
+        assert (classes.estimated_errors_low >= known).all()
         assert report.suspects["rank"].tolist() == list(range(1, len(report.suspects) + 1))
         assert len(report.suspects) == (5 if "budget" in detection else 9)
         power = report.depths.set_index("depth").power_random
