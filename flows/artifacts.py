@@ -43,7 +43,10 @@ def leave_artifacts(outcome: Outcome) -> None:
             leave()
         except Exception as error:  # whatever an API can answer
             _LOG.warning(
-                "no artifact with %s in Prefect: %s: %s", what, type(error).__name__, plain_text(error)
+                "the report is written, but Prefect took no artifact with %s: %s: %s",
+                what,
+                type(error).__name__,
+                plain_text(error),
             )
 
     left(
