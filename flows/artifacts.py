@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import re
 from collections.abc import Callable
@@ -66,8 +67,14 @@ def leave_artifacts(outcome: Outcome) -> None:
 
 
 def artifact_key(name: str) -> str:
-    """An audit's name as Prefect takes keys: lower-case letters, digits and dashes."""
-    return re.sub("[^a-z0-9]+", "-", name.lower()).strip("-")
+    """An audit's name as Prefect takes keys: lower-case letters, digits and dashes; each name has its own.
+
+    Where characters had to go, a hash of the name stands for them: `a.b` and `a-b` are two audits.
+    """
+    key = re.sub("[^a-z0-9]+", "-", name.lower()).strip("-")
+    if key == name and not re.search("-[0-9a-f]{8}$", name):
+        return key
+    return f"{key}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def plain_text(value: object) -> str:
