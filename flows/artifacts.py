@@ -123,18 +123,17 @@ def _link(path: Path) -> str:
 
 def top_suspects(run_dir: Path) -> list[dict[str, Any]]:
     """The first rows of the list. Prefect's page reads cells of text as Markdown."""
-    suspects = load_report(run_dir).suspects
-    names = [name for name in _COLUMNS if name in suspects.columns]
     return [
         {
-            name: int(value) if name == "rank" else as_text(_shown(value))
-            for name, value in zip(names, row, strict=True)
+            name: row[name] if name == "rank" else as_text(_shown(row[name]))
+            for name in _COLUMNS
+            if name in row
         }
-        for row in suspects[names].head(_ROWS).itertuples(index=False, name=None)
+        for row in load_report(run_dir).first_suspects(_ROWS)
     ]
 
 
 def _shown(value: object) -> object:
-    if value is None or value != value:
+    if value is None:
         return ""
     return f"{value:.4g}" if isinstance(value, float) and not value.is_integer() else value

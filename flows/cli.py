@@ -140,23 +140,17 @@ def _print_summary(summary: dict[str, Any]) -> None:
     from influence_batch.report import load_report
 
     console = Console()
-    suspects = load_report(summary["run_dir"]).suspects.head(10)
-    if len(suspects):
+    suspects = load_report(summary["run_dir"]).first_suspects(10)
+    if suspects:
         table = Table(
             title=f"The {len(suspects)} most suspect of {summary['n_suspects']}", title_justify="left"
         )
         for name in ("rank", "id", "given label", "suggested label", "p mislabeled", "state"):
             table.add_column(name, justify="right")
-        for row in suspects.itertuples():
-            cells = (
-                row.rank,
-                row.id,
-                row.given_label,
-                row.suggested_label,
-                f"{row.p_mislabeled:.3f}",
-                row.state,
-            )
-            table.add_row(*(escape(str(cell)) for cell in cells))
+        for row in suspects:
+            cells = [row[name] for name in ("rank", "id", "given_label", "suggested_label")]
+            cells += [f"{row['p_mislabeled']:.3f}", row["state"]]
+            table.add_row(*("" if cell is None else escape(str(cell)) for cell in cells))
         console.print(table)
     console.print(
         f"{summary['n_suspects']} suspects among {summary['n_train']} examples; estimated errors: "
