@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from influence_batch.errors import InputError
 from influence_batch.execution.parts import whole_or_nothing
+from influence_batch.report.page import guarded_cell
 from influence_batch.report.schema import verdict_schema
 from influence_batch.verdict_files import NAMES, check_file, file_suffix, last_run, read_file
 from influence_batch.verdicts import Located, check_verdicts, locate
@@ -109,6 +110,8 @@ def import_verdicts(audit: Path, file: Path) -> Imported:
 def export_verdicts(audit: Path, file: Path) -> int:
     """Write all verdicts to a new file, CSV or Parquet by its suffix, as `import_verdicts` reads them.
 
+    In CSV an apostrophe stands before what a spreadsheet would run as a formula; the import takes it off.
+
     Returns:
         How many there were.
 
@@ -118,8 +121,15 @@ def export_verdicts(audit: Path, file: Path) -> int:
     frame = load_verdicts(audit)
     if frame is None:
         frame = pd.DataFrame(columns=list(NAMES), dtype=object)
-    write_new(file, pa.table({name: _plain_array(frame[name].tolist()) for name in NAMES}), "review")
+    columns = {name: frame[name].tolist() for name in NAMES}
+    if file_suffix(file, "review") == ".csv":
+        columns = {name: [_guarded(value) for value in values] for name, values in columns.items()}
+    write_new(file, pa.table({name: _plain_array(values) for name, values in columns.items()}), "review")
     return len(frame)
+
+
+def _guarded(value: Any) -> Any:
+    return guarded_cell(value) if isinstance(value, str) else value
 
 
 def write_new(file: Path, table: pa.Table | None, command: str) -> None:
@@ -145,8 +155,9 @@ def write_new(file: Path, table: pa.Table | None, command: str) -> None:
         if suffix == ".parquet":
             pq.write_table(table, temporary)
         else:
+            # The line end is what makes the writer quote a \r inside of a cell.
             table.to_pandas(integer_object_nulls=True).to_csv(
-                temporary, index=False, date_format="%Y-%m-%dT%H:%M:%S.%fZ"
+                temporary, index=False, date_format="%Y-%m-%dT%H:%M:%S.%fZ", lineterminator="\r\n"
             )
 
     try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -82,7 +84,7 @@ def test_what_is_exported_can_be_imported(audit: Path, tmp_path: Path, suffix: s
             "verdict": ["mislabeled", "correct", "ambiguous"],
             "corrected_label": [better[rows.given_label[1]], None, None],
             "reviewer": ["ann", "NA", None],
-            "note": [None, "=1+1", "a,b"],
+            "note": [None, '=HYPERLINK("http://127.0.0.1/","x")', "a,b"],
         }
     )
     first.to_parquet(tmp_path / "first.parquet")
@@ -97,6 +99,29 @@ def test_what_is_exported_can_be_imported(audit: Path, tmp_path: Path, suffix: s
     assert import_verdicts(audit, tmp_path / "first.parquet").path is None
     with pytest.raises(InputError, match="is there already; expected the name of a new file"):
         export_verdicts(audit, out)
+
+
+def test_no_cell_of_an_exported_csv_file_is_a_formula(audit: Path, tmp_path: Path) -> None:
+    notes = [
+        "=1+1", "+1 of 2", "-x", "@sum(A1)", "\t=1", "\r=1", " =1", "'=1", "''+1", "\ufeff=1", "\u00a0@a",
+        "-5", "+.5e-3", "'-5", "'quoted'", "'", "a=b", "\x1c=1", "'\x1c=1", "-5\n", "=",
+    ]  # fmt: skip
+    said = {"id": range(len(notes)), "verdict": "ambiguous", "note": notes, "reviewer": notes}
+    pd.DataFrame(said).to_parquet(tmp_path / "first.parquet")
+    import_verdicts(audit, tmp_path / "first.parquet")
+    assert export_verdicts(audit, tmp_path / "all.csv") == len(notes)
+    with (tmp_path / "all.csv").open(newline="", encoding="utf-8") as stream:
+        cells = [cell for line in csv.reader(stream) for cell in line]
+    begins = re.compile(r"[\s\ufeff]*[=+\-@]|[\t\r]")
+    run = [cell for cell in cells if begins.match(cell) and not re.fullmatch(r"[-+]?[\d.e-]+", cell)]
+    assert run == ["\x1c=1"] * 2  # a control character that no spreadsheet skips
+    assert "'=1+1" in cells
+    assert "-5" in cells
+    other = Path(shutil.copytree(audit, tmp_path / "other", ignore=shutil.ignore_patterns("verdicts")))
+    import_verdicts(other, tmp_path / "all.csv")
+    stored = load_verdicts(other)
+    assert stored is not None
+    assert stored.note.tolist() == stored.reviewer.tolist() == notes
 
 
 def test_imports_add_up_and_the_last_by_time_stands(audit: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 from selenium.webdriver.common.keys import Keys
 
 import influence_batch
-from influence_batch.report.page import plain_cell
+from influence_batch.report.page import guarded_cell, plain_cell
 from influence_batch.review import import_verdicts, load_verdicts
 from tests.report.browser import Browser
 
@@ -317,6 +317,21 @@ def test_verdicts_become_a_csv_file(page: Browser, report: influence_batch.Repor
     assert kept.corrected_label[wrong] == FORMULA
     assert kept.note[wrong] == '@SUM(A1), "sure"'
     assert set(kept.reviewer) == {"Ada"}
+
+
+def test_the_page_guards_cells_as_the_export_does(page: Browser) -> None:
+    cells = [
+        "=1", "+1", "+1 of 2", "-x", "-5", ".5e-3", "-1e5", "'=1", "''", "@a", "\t=", "\r", " =1",
+        "\ufeff=1", "\u00a0+a", "\x1c=1", "'\x1c=1", "-5\n", "a=b", "",
+    ]  # fmt: skip
+    guarded = page.js(
+        "const {formula, number} = JSON.parse(document.getElementById('data').textContent).guard;"
+        "const begins = new RegExp(`^(?:${formula})`), whole = new RegExp(`^(?:${number})$`);"
+        "return arguments[0].map(text => (begins.test(text) && !whole.test(text) ? `'${text}` : text))",
+        cells,
+    )
+    assert guarded == [guarded_cell(text) for text in cells]
+    assert [plain_cell(text) for text in guarded] == cells
 
 
 def test_it_is_used_by_keyboard_alone(page: Browser) -> None:

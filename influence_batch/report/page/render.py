@@ -14,7 +14,7 @@ import pyarrow as pa
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from influence_batch.report.page import plots
+from influence_batch.report.page import cells, plots
 from influence_batch.report.page.content import PageContent, as_json, as_text, page_rows
 from influence_batch.report.page.views import class_address, frequent_pairs, group_address, view_data
 from influence_batch.report.page.words import explanation, figures, percent, power_sentence, seconds
@@ -109,6 +109,7 @@ def _data(content: PageContent, run: Mapping[str, Any]) -> dict[str, Any]:
         "groups": list(content.groups),
         "names": list(content.names),
         "rows": page_rows(content),
+        "guard": {"formula": cells.FORMULA, "number": cells.NUMBER},
         "errors": run["detection"]["estimated_errors"],
         "views": view_data(content.tables),
         "train": list(content.train.items),

@@ -70,10 +70,12 @@ const page = (() => {
     if (!kept && verdicts.size) event.preventDefault();
   });
 
-  // A spreadsheet runs a cell that begins like a formula; an apostrophe before it makes it text. Numbers are none.
+  // A spreadsheet runs a cell that begins like a formula; an apostrophe before it makes it text (see cells.py).
+  const formula = new RegExp(`^(?:${data.guard.formula})`);
+  const plainNumber = new RegExp(`^(?:${data.guard.number})$`);
   function cell(value) {
     let text = value === null || value === undefined ? "" : String(value);
-    if (/^['\s]*[=+\-@\t\r]/.test(text) && !/^[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?$/i.test(text)) text = `'${text}`;
+    if (formula.test(text) && !plainNumber.test(text)) text = `'${text}`;
     return /[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
   }
   function csv() {
