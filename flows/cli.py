@@ -69,7 +69,7 @@ def audit(
 
 def _audit(config: Path, overrides: tuple[str, ...], reports: Path | None) -> tuple[dict[str, Any], str]:
     """The summary of the run, and which gates it did not pass, in words."""
-    from flows.notification import telling_failures
+    from flows.notification import tell_of_killed_run, telling_failures
     from flows.stopping import ending_on_signals
     from influence_batch.config import load_config
     from influence_batch.errors import GateError
@@ -77,6 +77,7 @@ def _audit(config: Path, overrides: tuple[str, ...], reports: Path | None) -> tu
 
     _log_to_stderr()
     checked = load_config(config, overrides, reports)
+    tell_of_killed_run(checked)
     # What footers, labels, config and the reports folder already tell is told before Prefect takes its
     # seconds to start.
     with telling_failures(checked):

@@ -59,7 +59,7 @@ class RunWriter:
         self.started = datetime.now(UTC)
         try:
             self._audit.mkdir(parents=True, exist_ok=True)
-            self._lock = Lock(reports / f".unfinished-{name}.lock", name)
+            self._lock = Lock(_lock_file(reports, name), name)
             try:
                 self._folder = _folder_of_run(reports, name, key)
                 self._report = self._folder / "report"
@@ -207,6 +207,9 @@ class RunWriter:
 class Lock:
     """A file that one process at a time holds; the system lets go of it when the process ends.
 
+    Attributes:
+        left: what the last holder wrote of itself if it was killed; else nothing, for it removed the file.
+
     Raises:
         RunError: another process holds it.
     """
@@ -236,6 +239,8 @@ class Lock:
                 if os.path.samestat(os.fstat(stream.fileno()), path.stat()):
                     break
             stream.close()
+        stream.seek(0)
+        self.left = stream.read().strip()
         stream.truncate(0)
         stream.write(
             f"process {os.getpid()} on {platform.node()}, since {datetime.now(UTC):%Y-%m-%d %H:%M:%SZ}"
@@ -249,6 +254,26 @@ class Lock:
             with suppress(OSError):
                 self._path.unlink(missing_ok=True)
             self._stream.close()
+
+
+def _lock_file(reports: Path, name: str) -> Path:
+    return reports / f".unfinished-{name}.lock"
+
+
+def killed_run(reports: Path, name: str) -> str | None:
+    """Process, machine and start of the audit's last run if that was killed; it is told once.
+
+    To be asked before a run, which takes the lock that tells it.
+    """
+    path = _lock_file(reports, name)
+    try:
+        if not path.is_file():
+            return None
+        lock = Lock(path, name)
+    except (RunError, InputError, OSError):  # at work, or what the run itself will say in words
+        return None
+    lock.release()
+    return lock.left or None
 
 
 def _folder_of_run(reports: Path, name: str, key: str) -> Path:
