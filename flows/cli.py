@@ -109,11 +109,19 @@ def _run_flow(config: Path, overrides: tuple[str, ...], reports: Path | None) ->
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")
     # Prefect's background workers log to the root that they still have work when a run ends early.
     os.environ.setdefault("PREFECT_LOGGING_ROOT_LEVEL", "ERROR")
-    from flows.audit import audit_flow
+    from flows.environment import set_defaults
 
-    summary: dict[str, Any] = audit_flow(
-        str(config), list(overrides), None if reports is None else str(reports)
-    )
+    set_defaults()
+    from flows.own_server import server_of_ones_own
+
+    with server_of_ones_own() as server:
+        from flows.audit import audit_flow
+
+        if server is not None:
+            server.wait()
+        summary: dict[str, Any] = audit_flow(
+            str(config), list(overrides), None if reports is None else str(reports)
+        )
     return summary
 
 
