@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import re
 from collections.abc import Callable
@@ -44,7 +45,10 @@ def leave_artifacts(outcome: Outcome) -> None:
             leave()
         except Exception as error:  # whatever an API can answer
             _LOG.warning(
-                "no artifact with %s in Prefect: %s: %s", what, type(error).__name__, plain_text(error)
+                "the report is written, but Prefect took no artifact with %s: %s: %s",
+                what,
+                type(error).__name__,
+                plain_text(error),
             )
 
     left(
@@ -64,8 +68,14 @@ def leave_artifacts(outcome: Outcome) -> None:
 
 
 def artifact_key(name: str) -> str:
-    """An audit's name as Prefect takes keys: lower-case letters, digits and dashes."""
-    return re.sub("[^a-z0-9]+", "-", name.lower()).strip("-")
+    """An audit's name as Prefect takes keys: lower-case letters, digits and dashes; each name has its own.
+
+    Where characters had to go, a hash of the name stands for them: `a.b` and `a-b` are two audits.
+    """
+    key = re.sub("[^a-z0-9]+", "-", name.lower()).strip("-")
+    if key == name and not re.search("-[0-9a-f]{8}$", name):
+        return key
+    return f"{key}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def plain_text(value: object) -> str:
@@ -115,18 +125,17 @@ def _link(path: Place) -> str:
 
 def top_suspects(run_dir: Place) -> list[dict[str, Any]]:
     """The first rows of the list. Prefect's page reads cells of text as Markdown."""
-    suspects = load_report(run_dir).suspects
-    names = [name for name in _COLUMNS if name in suspects.columns]
     return [
         {
-            name: int(value) if name == "rank" else as_text(_shown(value))
-            for name, value in zip(names, row, strict=True)
+            name: row[name] if name == "rank" else as_text(_shown(row[name]))
+            for name in _COLUMNS
+            if name in row
         }
-        for row in suspects[names].head(_ROWS).itertuples(index=False, name=None)
+        for row in load_report(run_dir).first_suspects(_ROWS)
     ]
 
 
 def _shown(value: object) -> object:
-    if value is None or value != value:
+    if value is None:
         return ""
     return f"{value:.4g}" if isinstance(value, float) and not value.is_integer() else value

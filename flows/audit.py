@@ -15,7 +15,7 @@ from prefect import flow, runtime, task  # noqa: E402
 from prefect.cache_policies import NO_CACHE  # noqa: E402
 
 from flows.artifacts import leave_artifacts  # noqa: E402
-from flows.notification import notify  # noqa: E402
+from flows.notification import notify, tell_of_killed_run  # noqa: E402
 from flows.progress import terminal_progress  # noqa: E402
 from flows.stopping import interruptible  # noqa: E402
 from influence_batch.audit import run  # noqa: E402
@@ -92,8 +92,10 @@ def audit_flow(
     Raises:
         GateError: the report is written, and past a gate of the config.
     """
+    checked = load_config(config, overrides or (), reports)
+    tell_of_killed_run(checked)
     with terminal_progress() as progress:
-        outcome = run(load_config(config, overrides or (), reports), progress, _stage)
+        outcome = run(checked, progress, _stage)
     leave_artifacts(outcome)
     if failed := failed_gates(outcome.run):
         raise GateError("\n".join(failed), outcome.summary())

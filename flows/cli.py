@@ -69,7 +69,7 @@ def audit(
 
 def _audit(config: Path, overrides: tuple[str, ...], reports: str | None) -> tuple[dict[str, Any], str]:
     """The summary of the run, and which gates it did not pass, in words."""
-    from flows.notification import telling_failures
+    from flows.notification import tell_of_killed_run, telling_failures
     from flows.stopping import ending_on_signals
     from influence_batch.config import load_config
     from influence_batch.errors import GateError
@@ -77,6 +77,7 @@ def _audit(config: Path, overrides: tuple[str, ...], reports: str | None) -> tup
 
     _log_to_stderr()
     checked = load_config(config, overrides, reports)
+    tell_of_killed_run(checked)
     # What footers, labels, config and the reports folder already tell is told before Prefect takes its
     # seconds to start.
     with telling_failures(checked):
@@ -108,9 +109,17 @@ def _run_flow(config: Path, overrides: tuple[str, ...], reports: str | None) -> 
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")
     # Prefect's background workers log to the root that they still have work when a run ends early.
     os.environ.setdefault("PREFECT_LOGGING_ROOT_LEVEL", "ERROR")
-    from flows.audit import audit_flow
+    from flows.environment import set_defaults
 
-    summary: dict[str, Any] = audit_flow(str(config), list(overrides), reports)
+    set_defaults()
+    from flows.own_server import server_of_ones_own
+
+    with server_of_ones_own() as server:
+        from flows.audit import audit_flow
+
+        if server is not None:
+            server.wait()
+        summary: dict[str, Any] = audit_flow(str(config), list(overrides), reports)
     return summary
 
 
@@ -138,23 +147,17 @@ def _print_summary(summary: dict[str, Any]) -> None:
     from influence_batch.report import load_report
 
     console = Console()
-    suspects = load_report(summary["run_dir"]).suspects.head(10)
-    if len(suspects):
+    suspects = load_report(summary["run_dir"]).first_suspects(10)
+    if suspects:
         table = Table(
             title=f"The {len(suspects)} most suspect of {summary['n_suspects']}", title_justify="left"
         )
         for name in ("rank", "id", "given label", "suggested label", "p mislabeled", "state"):
             table.add_column(name, justify="right")
-        for row in suspects.itertuples():
-            cells = (
-                row.rank,
-                row.id,
-                row.given_label,
-                row.suggested_label,
-                f"{row.p_mislabeled:.3f}",
-                row.state,
-            )
-            table.add_row(*(escape(str(cell)) for cell in cells))
+        for row in suspects:
+            cells = [row[name] for name in ("rank", "id", "given_label", "suggested_label")]
+            cells += [f"{row['p_mislabeled']:.3f}", row["state"]]
+            table.add_row(*("" if cell is None else escape(str(cell)) for cell in cells))
         console.print(table)
     console.print(
         f"{summary['n_suspects']} suspects among {summary['n_train']} examples; estimated errors: "

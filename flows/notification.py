@@ -19,6 +19,7 @@ import httpx
 from influence_batch.config import AuditConfig, load_config
 from influence_batch.config_notify import NotifyConfig
 from influence_batch.errors import GateError, InputError
+from influence_batch.report.writer import killed_run
 from influence_batch.storage import Place, as_place, read_text, said, write_whole
 
 _LOG = logging.getLogger("influence_batch")
@@ -86,6 +87,19 @@ def telling_failures(config: AuditConfig) -> Iterator[None]:
     except Exception as error:
         tell(config, Ending("failure", _reasons(error)))
         raise
+
+
+def tell_of_killed_run(config: AuditConfig) -> None:
+    """Tell of a run that could not: its process was killed. To be called before another run begins."""
+    if config.notify is None:
+        return
+    killed = None
+    with suppress(InputError, OSError):  # what the run itself will say in words
+        killed = killed_run(as_place(config.reports, "reports"), config.name)
+    if killed is not None:
+        reason = f"an earlier run ended without a word, killed or with its machine: {killed}"
+        _LOG.warning("%s", reason)
+        tell(config, Ending("failure", [reason]))
 
 
 def tell(config: AuditConfig, ending: Ending, flow_run: str | None = None) -> None:

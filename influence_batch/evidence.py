@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from influence_batch.dataset.inspection import encode_all
 from influence_batch.detection import Reading, neighbors, typicality
+from influence_batch.detection.suspects import interval
 from influence_batch.execution.gather import gather_rows
 from influence_batch.execution.parts import blocks, take
 from influence_batch.influence import influence_of_some
@@ -74,11 +75,13 @@ def support(
 
 
 class Standing(NamedTuple):
-    """Of each class (k,): rows, suspects, expected number of wrong labels, and their share."""
+    """Of each class (k,): rows, suspects, expected number of wrong labels with its range, and their share."""
 
     rows: np.ndarray
     suspects: np.ndarray
     errors: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
     error_rate: np.ndarray
 
 
@@ -90,10 +93,29 @@ def standing(data: Data, reading: Reading, listing: Listing) -> Standing | None:
     k = len(data.train.classes)
     rows = np.bincount(given, minlength=k)
     suspects = np.bincount(given[listing.suspect], minlength=k)
-    errors = np.zeros(k)
+    is_open = np.ones(len(given), dtype=bool)
+    is_open[data.settled.rows] = False
+    # Sums of p_mislabeled over rows with no verdict: as it is, and as the ends of the range have it.
+    readings = [reading.p_mislabeled, *(() if reading.basis == "verdicts" else reading.ends)]
+    counts = np.zeros((len(readings), k))
     for part in blocks(len(given)):
-        errors += np.bincount(given[part], weights=reading.p_mislabeled[part], minlength=k)
-    return Standing(rows, suspects, errors, errors / np.maximum(rows, 1))
+        for count, p_mislabeled in zip(counts, readings, strict=True):
+            count += np.bincount(given[part], weights=p_mislabeled[part] * is_open[part], minlength=k)
+    known = np.bincount(given[data.settled.wrong], minlength=k)
+    errors = counts[0] + known
+    if reading.basis == "verdicts":
+        # The calibration moves all classes alike.
+        whole = max(reading.estimated_errors, 1e-300)
+        counts = counts[0] * np.array([[reading.low / whole], [reading.high / whole]])
+    ends = np.array([interval(low, high) for low, high in zip(counts.min(0), counts.max(0), strict=True)])
+    return Standing(
+        rows,
+        suspects,
+        errors,
+        low=ends[:, 0] + known,
+        high=np.minimum(ends[:, 1] + known, rows),
+        error_rate=errors / np.maximum(rows, 1),
+    )
 
 
 def _harm(

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from scipy.stats import binomtest
 
 from influence_batch.dataset import Dataset
 from influence_batch.dataset.showing import Shown, read_shown, row_bytes
@@ -99,6 +98,10 @@ def _distribution(p_mislabeled: Any) -> Distribution:
 
 def _reviewed(told: Sequence[tuple[float, bool]]) -> list[Reviewed]:
     """What reviewers found, by what they were told; nothing where there are no verdicts."""
+    if not told:
+        return []
+    from scipy.stats import binomtest  # only here: it takes long to import
+
     p = np.array([probability for probability, _ in told])
     found_wrong = np.array([wrong for _, wrong in told], dtype=bool)
     bins = np.clip(np.searchsorted(_REVIEWED_BINS, p, side="right") - 1, 0, len(_REVIEWED_BINS) - 2)

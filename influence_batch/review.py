@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from influence_batch.errors import InputError
+from influence_batch.report.page import guarded_cell
 from influence_batch.report.schema import verdict_schema
 from influence_batch.storage import (
     Place,
@@ -136,6 +137,8 @@ def import_verdicts(audit: Place, file: str | Place) -> Imported:
 def export_verdicts(audit: Place, file: str | Place) -> int:
     """Write all verdicts to a new file, CSV or Parquet by its suffix, as `import_verdicts` reads them.
 
+    In CSV an apostrophe stands before what a spreadsheet would run as a formula; the import takes it off.
+
     Returns:
         How many there were.
 
@@ -145,8 +148,15 @@ def export_verdicts(audit: Place, file: str | Place) -> int:
     frame = load_verdicts(audit)
     if frame is None:
         frame = pd.DataFrame(columns=list(NAMES), dtype=object)
-    write_new(file, pa.table({name: _plain_array(frame[name].tolist()) for name in NAMES}), "review")
+    columns = {name: frame[name].tolist() for name in NAMES}
+    if file_suffix(as_place(file, "review"), "review") == ".csv":
+        columns = {name: [_guarded(value) for value in values] for name, values in columns.items()}
+    write_new(file, pa.table({name: _plain_array(values) for name, values in columns.items()}), "review")
     return len(frame)
+
+
+def _guarded(value: Any) -> Any:
+    return guarded_cell(value) if isinstance(value, str) else value
 
 
 def write_new(file: str | Place, table: pa.Table | None, command: str) -> None:
@@ -174,8 +184,9 @@ def write_new(file: str | Place, table: pa.Table | None, command: str) -> None:
         if suffix == ".parquet":
             pq.write_table(table, temporary)
         else:
+            # The line end is what makes the writer quote a \r inside of a cell.
             table.to_pandas(integer_object_nulls=True).to_csv(
-                temporary, index=False, date_format="%Y-%m-%dT%H:%M:%S.%fZ"
+                temporary, index=False, date_format="%Y-%m-%dT%H:%M:%S.%fZ", lineterminator="\r\n"
             )
 
     try:

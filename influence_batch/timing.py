@@ -23,6 +23,8 @@ from influence_batch.plan import Plan
 # Rows of the shard that are worked on, and the least time that a measurement takes.
 _ROWS, _SECONDS = 4000, 0.1
 _TEST_POINTS = 64
+# A pass of a fit, with value, gradient, steps and a sample's fit before it, in Hessian-vector products.
+_PASS_OF_FIT = 2.0
 
 
 @dataclass(frozen=True)
@@ -93,9 +95,9 @@ def estimate_seconds(plan: Plan, rates: Rates) -> dict[str, float]:
         if stage.name == "read":
             seconds[stage.name] = n * rates.check
         elif stage.name == "fit":
-            seconds[stage.name] = n * rates.read + stage.passes * n * rates.product + reading
+            seconds[stage.name] = n * rates.read + _PASS_OF_FIT * stage.passes * n * rates.product + reading
         elif stage.name == "cross_influence":
-            seconds[stage.name] = n * m * rates.pair + reading
+            seconds[stage.name] = n * m * rates.pair + stage.solves * rates.flop + reading
         elif stage.name == "detection":
             seconds[stage.name] = 0.5 * seconds["fit"] + seconds["influence"]
         else:

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-from scipy.stats import binomtest
 
 from influence_batch.dataset.inspection import count_labels
 from influence_batch.dataset.lookup import find_rows
@@ -231,6 +230,8 @@ def measured_precision(wrong: Sequence[bool]) -> dict[str, Any]:
     names = ("measured_precision", "measured_precision_low", "measured_precision_high")
     values: tuple[float | None, ...] = (None, None, None)
     if wrong:
+        from scipy.stats import binomtest  # only here: it takes long to import
+
         found = binomtest(sum(wrong), len(wrong))
         ends = found.proportion_ci(0.95, method="wilson")
         values = (float(found.statistic), float(ends.low), float(ends.high))

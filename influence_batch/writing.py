@@ -234,6 +234,8 @@ def _classes(data: Data, found: Found) -> Mapping[str, Any]:
         "rows": fares.rows,
         "suspects": fares.suspects,
         "estimated_errors": fares.errors,
+        "estimated_errors_low": fares.low,
+        "estimated_errors_high": fares.high,
         "error_rate": fares.error_rate,
     }
 

@@ -69,7 +69,7 @@ def test_defaults(file: Path, tmp_path: Path) -> None:
             "gradient_tolerance": 1e-8,
             "max_iterations": 200,
         },
-        "solver": {"kind": "auto", "rtol": 1e-8, "on_unconverged": "raise"},
+        "solver": {"kind": "auto", "rtol": 1e-8, "on_unconverged": "raise", "precision": "auto"},
         "influence": {
             "top_k": 20,
             "estimator": "leave_one_out",
@@ -318,7 +318,7 @@ class TestUnions:
         ),
         (
             "solver: {kind: cg, depth: 3}",
-            "solver.depth: unknown key; known keys: rtol, on_unconverged, kind, max_iterations",
+            "solver.depth: unknown key; known keys: rtol, on_unconverged, precision, kind, max_iterations",
         ),
         (
             "solver: {kind: cg, rtol: 2}",

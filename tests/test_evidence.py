@@ -103,6 +103,13 @@ def test_classes_and_noise_matrix_add_up(report: influence_batch.Report) -> None
     assert max(flows["b", "a"], flows["c", "b"]) < 4
     rate = report.suspects.label_error_rate.iloc[0]
     assert rate == report.classes.set_index("label").error_rate[report.suspects.given_label.iloc[0]]
+    # Each class has its range; together they are no surer than the whole.
+    classes, detection = report.classes, report.run["detection"]
+    assert (classes.estimated_errors_low < classes.estimated_errors).all()
+    assert (classes.estimated_errors < classes.estimated_errors_high).all()
+    assert (classes.estimated_errors_high <= classes.rows).all()
+    assert classes.estimated_errors_low.sum() <= detection["estimated_errors_low"]
+    assert classes.estimated_errors_high.sum() >= detection["estimated_errors_high"]
 
 
 def test_only_the_first_rows_get_evidence(report: influence_batch.Report, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from influence_batch.execution import open_executor
 from influence_batch.plan import Plan
 from influence_batch.preparation import plan_audit, prepare
 from influence_batch.record import _without_secrets
+from influence_batch.timing import Rates, estimate_seconds
 from tests.tables import table_of
 from tests.test_invariance import assert_same, running_on
 
@@ -94,6 +95,29 @@ def test_places_of_work(data: Path, cluster: Any, slots: int) -> None:
     # Each has its own p by p sum; two more are with the flow, and one on its way.
     one = 8 * made.sizes.p**2
     assert made.choice.dense_bytes == one * (2 if slots == 1 else 3 + 2 * slots)
+
+
+def test_ekfac_counts_its_matrices_and_the_solves_of_test_points(data: Path) -> None:
+    wide = {"features": {"kind": "random_fourier", "components": 1_000}}
+    made = plan(data, model=wide, solver="ekfac", memory_limit="200MiB")
+    d = made.sizes.d
+    stages = {stage.name: stage for stage in made.stages}
+    assert made.inverse_bytes == 0
+    # Measured: 3 d by d while it is taken apart, and the sum of the features' products.
+    assert stages["influence"].memory - stages["fit"].memory >= 4 * 8 * d**2
+    assert stages["cross_influence"].solves > 10 * made.sizes.m * 4 * made.sizes.n * d * made.sizes.k
+    rates = Rates(check=0.0, read=0.0, reopen=0.0, product=0.0, flop=1e-11, pair=0.0)
+    assert estimate_seconds(made, rates)["cross_influence"] == 1e-11 * stages["cross_influence"].solves
+
+
+@pytest.mark.parametrize(("kind", "copies"), [("squared", 2.1), ("softmax", 22.5)])
+def test_copies_of_the_inverse_that_leverages_take_are_counted(data: Path, kind: str, copies: float) -> None:
+    """`linear.leverage` makes 2.1 of one block (d, d), by tracemalloc."""
+    task = {"task": "classification"} if kind == "squared" else {}
+    made = plan(data, model={"kind": kind, **task})
+    stages = {stage.name: stage.memory for stage in made.stages}
+    taken = stages["influence"] - stages["fit"]
+    assert taken == pytest.approx(made.choice.dense_bytes + copies * 8 * made.sizes.d**2)
 
 
 def test_what_cannot_fit_is_refused_with_what_to_change(data: Path) -> None:

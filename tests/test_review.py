@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -82,7 +84,7 @@ def test_what_is_exported_can_be_imported(audit: Path, tmp_path: Path, suffix: s
             "verdict": ["mislabeled", "correct", "ambiguous"],
             "corrected_label": [better[rows.given_label[1]], None, None],
             "reviewer": ["ann", "NA", None],
-            "note": [None, "=1+1", "a,b"],
+            "note": [None, '=HYPERLINK("http://127.0.0.1/","x")', "a,b"],
         }
     )
     first.to_parquet(tmp_path / "first.parquet")
@@ -97,6 +99,29 @@ def test_what_is_exported_can_be_imported(audit: Path, tmp_path: Path, suffix: s
     assert import_verdicts(audit, tmp_path / "first.parquet").path is None
     with pytest.raises(InputError, match="is there already; expected the name of a new file"):
         export_verdicts(audit, out)
+
+
+def test_no_cell_of_an_exported_csv_file_is_a_formula(audit: Path, tmp_path: Path) -> None:
+    notes = [
+        "=1+1", "+1 of 2", "-x", "@sum(A1)", "\t=1", "\r=1", " =1", "'=1", "''+1", "\ufeff=1", "\u00a0@a",
+        "-5", "+.5e-3", "'-5", "'quoted'", "'", "a=b", "\x1c=1", "'\x1c=1", "-5\n", "=",
+    ]  # fmt: skip
+    said = {"id": range(len(notes)), "verdict": "ambiguous", "note": notes, "reviewer": notes}
+    pd.DataFrame(said).to_parquet(tmp_path / "first.parquet")
+    import_verdicts(audit, tmp_path / "first.parquet")
+    assert export_verdicts(audit, tmp_path / "all.csv") == len(notes)
+    with (tmp_path / "all.csv").open(newline="", encoding="utf-8") as stream:
+        cells = [cell for line in csv.reader(stream) for cell in line]
+    begins = re.compile(r"[\s\ufeff]*[=+\-@]|[\t\r]")
+    run = [cell for cell in cells if begins.match(cell) and not re.fullmatch(r"[-+]?[\d.e-]+", cell)]
+    assert run == ["\x1c=1"] * 2  # a control character that no spreadsheet skips
+    assert "'=1+1" in cells
+    assert "-5" in cells
+    other = Path(shutil.copytree(audit, tmp_path / "other", ignore=shutil.ignore_patterns("verdicts")))
+    import_verdicts(other, tmp_path / "all.csv")
+    stored = load_verdicts(other)
+    assert stored is not None
+    assert stored.note.tolist() == stored.reviewer.tolist() == notes
 
 
 def test_imports_add_up_and_the_last_by_time_stands(audit: Path, tmp_path: Path) -> None:
@@ -224,13 +249,13 @@ def test_a_correction_is_a_label_in_the_fit_wherever_it_is(night: Path, tmp_path
     same = ["loss", "self_influence", "mean_test_influence", "loo_predicted_label"]
     pd.testing.assert_frame_equal(plain.examples[same], expected.examples[same], rtol=1e-8, atol=1e-12)
     assert plain.examples.given_label.tolist() == frame.label.tolist()
-    places = [found(shard_rows=37), found(shard_rows=37, cluster={"kind": "local", "workers": 2})]
-    for report in places:
-        assert report.run["train"]["shards"] == 9
-        for name in ("examples", "suspects", "test_points", "cross_influence"):
-            one, other = table_of(report, name), table_of(plain, name)
-            one, other = (table.drop(columns="residual", errors="ignore") for table in (one, other))
-            pd.testing.assert_frame_equal(one, other, rtol=1e-9, atol=1e-12)
+    # On processes: test_night_on_processes.
+    report = found(shard_rows=37)
+    assert report.run["train"]["shards"] == 9
+    for name in ("examples", "suspects", "test_points", "cross_influence"):
+        one, other = table_of(report, name), table_of(plain, name)
+        one, other = (table.drop(columns="residual", errors="ignore") for table in (one, other))
+        pd.testing.assert_frame_equal(one, other, rtol=1e-9, atol=1e-12)
     assert [(path.read_bytes(), path.stat().st_mtime_ns) for path in files] == before
 
 
@@ -254,6 +279,12 @@ def test_budget_and_precision_count_rows_that_are_not_settled(night: Path, tmp_p
         report = influence_batch.audit(config(night, detection=detection, reports=tmp_path), verdicts=said)
         assert set(report.suspects.id[:2]) == {100, 101}
         assert 1 not in set(report.suspects.id)
+        classes = report.classes
+        assert (classes.estimated_errors_low <= classes.estimated_errors).all()
+        assert (classes.estimated_errors <= classes.estimated_errors_high).all()
+        settled = report.examples[report.examples.id.isin([100, 101])].given_label.value_counts()
+        known = classes.label.map(settled).fillna(0)
+        assert (classes.estimated_errors_low >= known).all()
         assert report.suspects["rank"].tolist() == list(range(1, len(report.suspects) + 1))
         assert len(report.suspects) == (5 if "budget" in detection else 9)
         power = report.depths.set_index("depth").power_random

@@ -11,6 +11,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileOpener
 
 from influence_batch.errors import InputError, MissingFileError
 from influence_batch.storage import as_os_error, said
@@ -151,7 +152,10 @@ def open_parquet(path: str, key: str, buffer_bytes: int = 0) -> Iterator[pq.Parq
     try:
         with as_os_error(path), fsspec.open(path, "rb") as stream:
             try:
-                file = pq.ParquetFile(stream, page_checksum_verification=True, buffer_size=buffer_bytes)
+                # Arrow's threads may let go of what they read after the read has returned. A Python file they
+                # let go of while the interpreter ends aborts the process (apache/arrow#34314).
+                source = pa.OSFile(stream.path) if isinstance(stream, LocalFileOpener) else stream
+                file = pq.ParquetFile(source, page_checksum_verification=True, buffer_size=buffer_bytes)
             except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
                 raise InputError(
                     f"{key}: {path} is not a Parquet file, or is cut off ({_first_line(error)}); "

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from scipy import stats
 
 from influence_batch.detection.noise_matrix import NOISE_FLOOR
 
@@ -77,12 +76,16 @@ def score_outliers(residuals: np.ndarray, model: OutlierModel) -> np.ndarray:
 
 def tail_probability(residuals: np.ndarray, model: OutlierModel) -> np.ndarray:
     """Probability (n,) that an inlier lies at least as far out, on either side."""
+    from scipy import stats  # only here: it takes a third of the time of importing this package
+
     z = np.abs(residuals) / model.scale
     result: np.ndarray = 2.0 * (stats.norm.sf(z) if model.inliers == "normal" else stats.t.sf(z, _DEGREES))
     return result
 
 
 def _posterior(t: np.ndarray, model: OutlierModel) -> tuple[np.ndarray, float]:
+    from scipy import stats
+
     z = t / model.scale
     inlier = stats.norm.logpdf(z) if model.inliers == "normal" else stats.t.logpdf(z, _DEGREES)
     inlier = np.log1p(-model.share) + inlier - np.log(model.scale)

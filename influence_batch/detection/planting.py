@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy import stats
-from scipy.special import expit, logit
+from scipy.special import betaincinv, expit, logit
 
 from influence_batch.detection.noise_matrix import log_joint, log_sum_exp
 from influence_batch.detection.outliers import score_outliers
@@ -125,7 +124,7 @@ def power_at(planted: Mapping[str, np.ndarray], least_doubt: float) -> dict[str,
     found = {}
     for kind, doubts in planted.items():
         hits, m = int(np.count_nonzero(doubts >= least_doubt)), len(doubts)
-        ends = stats.beta.ppf([tail, 1.0 - tail], hits + 0.5, m - hits + 0.5)
+        ends = betaincinv(hits + 0.5, m - hits + 0.5, [tail, 1.0 - tail])
         found[kind] = Power(
             hits / m, 0.0 if hits == 0 else float(ends[0]), 1.0 if hits == m else float(ends[1])
         )

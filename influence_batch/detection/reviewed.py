@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from scipy.optimize import minimize
 from scipy.special import expit, logit
 
 from influence_batch.detection.suspects import Reading, Settled, interval
@@ -80,6 +79,8 @@ def calibrate(doubt: np.ndarray, wrong: np.ndarray) -> Calibration:
         off = (line - _PRIOR_MEAN) / _PRIOR_DEVIATION
         value = float(np.logaddexp(0.0, -margin).sum() + 0.5 * off @ off)
         return value, -design.T @ (sign * expit(-margin)) + off / _PRIOR_DEVIATION
+
+    from scipy.optimize import minimize  # only here: it takes long to import
 
     line = minimize(loss, _PRIOR_MEAN, jac=True, bounds=[(None, None), (_LEAST_SLOPE, None)]).x
     p = expit(design @ line)

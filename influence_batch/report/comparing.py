@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import spearmanr
 
 from influence_batch.errors import InputError
 from influence_batch.report.reader import Report, load_report
@@ -130,6 +129,8 @@ def _correlation(a: pd.Series, b: pd.Series) -> float | None:
     """Spearman's, None where there are too few or all are the same."""
     if len(a) < _LEAST_FOR_CORRELATION or a.nunique() < 2 or b.nunique() < 2:
         return None
+    from scipy.stats import spearmanr  # only here: it takes long to import
+
     return float(spearmanr(a, b).statistic)
 
 

@@ -76,6 +76,12 @@ class Report:
         path = self.run_dir / (table if table == "cross_influence" else f"{table}.parquet")
         return read_table(path, names).to_pandas()
 
+    def first_suspects(self, count: int) -> list[dict[str, Any]]:
+        """The first rows of the list as plain values: integers stay integers beside a null."""
+        table = read_table(self.run_dir / "suspects.parquet")
+        rows: list[dict[str, Any]] = table.slice(0, count).to_pylist()
+        return rows
+
     def _table(self, name: str) -> pd.DataFrame:
         # The folder's own name, run_id=..., is no column of a single run.
         return read_table(self.run_dir / name).to_pandas()

@@ -204,6 +204,10 @@ TABLES: Mapping[str, tuple[Column, ...]] = {
         Column(
             "estimated_errors", _F, "expected number of them that are labelled wrong: the sum of p_mislabeled"
         ),
+        Column(
+            "estimated_errors_low", _F, "lower end of its range, as detection.estimated_errors_low is one"
+        ),
+        Column("estimated_errors_high", _F, "upper end of it"),
         Column("error_rate", _F, "their share"),
     ),
     "noise_matrix": (

@@ -25,7 +25,7 @@ from influence_batch.errors import ClusterError, InputError, MissingFileError, R
 from influence_batch.execution.parts import StoreOnDisk, whole_or_nothing
 from influence_batch.report.placing import destination
 from influence_batch.report.schema import table_schema
-from influence_batch.storage import Place, children, said
+from influence_batch.storage import Place, children, local_folder, said
 
 _ATTEMPTS = 100
 _REMOVED = ".removed"
@@ -64,7 +64,7 @@ class RunWriter:
         try:
             self._destination = destination(reports, name)
             work = self._destination.work
-            self._lock = Lock(work / f".unfinished-{name}.lock", name)
+            self._lock = Lock(_lock_file(work, name), name)
             try:
                 self._destination.open()
                 self._folder = _folder_of_run(work, name, key)
@@ -221,6 +221,9 @@ class RunWriter:
 class Lock:
     """A file that one process at a time holds; the system lets go of it when the process ends.
 
+    Attributes:
+        left: what the last holder wrote of itself if it was killed; else nothing, for it removed the file.
+
     Raises:
         RunError: another process holds it.
     """
@@ -250,6 +253,8 @@ class Lock:
                 if os.path.samestat(os.fstat(stream.fileno()), path.stat()):
                     break
             stream.close()
+        stream.seek(0)
+        self.left = stream.read().strip()
         stream.truncate(0)
         stream.write(
             f"process {os.getpid()} on {platform.node()}, since {datetime.now(UTC):%Y-%m-%d %H:%M:%SZ}"
@@ -263,6 +268,26 @@ class Lock:
             with suppress(OSError):
                 self._path.unlink(missing_ok=True)
             self._stream.close()
+
+
+def _lock_file(work: Path, name: str) -> Path:
+    return work / f".unfinished-{name}.lock"
+
+
+def killed_run(reports: Place, name: str) -> str | None:
+    """Process, machine and start of the audit's last run if that was killed; it is told once.
+
+    To be asked before a run, which takes the lock that tells it.
+    """
+    try:
+        path = _lock_file(reports if isinstance(reports, Path) else local_folder(reports), name)
+        if not path.is_file():
+            return None
+        lock = Lock(path, name)
+    except (RunError, InputError, OSError):  # at work, or what the run itself will say in words
+        return None
+    lock.release()
+    return lock.left or None
 
 
 def _folder_of_run(reports: Path, name: str, key: str) -> Path:

@@ -7,10 +7,12 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -73,6 +75,50 @@ def prefect_server(home: Path) -> Iterator[Server]:
 
         wait_for(healthy, 90)
         yield server
+
+
+@contextmanager
+def refusing(server: Server, path: str) -> Iterator[str]:
+    """The URL of an API that is the server's, but answers 500 to whatever is posted to `path`."""
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            if self.command == "POST" and self.path.startswith(f"/api/{path}"):
+                return self.give(500, "application/json", b'{"detail": "no room left"}')
+            headers = {name: self.headers[name] for name in self.headers if name.lower() != "host"}
+            url = server.url.removesuffix("/api") + self.path
+            with httpx.Client(timeout=60, trust_env=False) as client:
+                answer = client.request(self.command, url, content=body, headers=headers)
+            return self.give(
+                answer.status_code, answer.headers.get("Content-Type", "text/plain"), answer.content
+            )
+
+        do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = do  # noqa: N815
+
+        def give(self, status: int, kind: str, content: bytes) -> None:
+            self.send_response(status)
+            self.send_header("Content-Type", kind)
+            if status != httpx.codes.NO_CONTENT:
+                self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    proxy = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    proxy.daemon_threads = True
+    thread = threading.Thread(target=proxy.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{proxy.server_port}/api"
+    finally:
+        proxy.shutdown()
+        proxy.server_close()
+        thread.join()
 
 
 @contextmanager

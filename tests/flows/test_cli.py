@@ -165,6 +165,26 @@ def test_a_stopped_audit_leaves_no_process_and_no_run(
     assert children(process.pid) == []
 
 
+def test_a_server_that_cannot_start_is_told_in_words(digits: Path, environment: dict[str, str]) -> None:
+    database = {"PREFECT_API_DATABASE_CONNECTION_URL": "sqlite+aiosqlite:////proc/nothing/prefect.db"}
+    failed = run(*audit_arguments(digits), env={**environment, **database})
+    assert failed.returncode == 1
+    assert "error: the Prefect server of this run has ended with exit code 3" in failed.stderr
+    assert "set PREFECT_API_URL to a server of yours" in failed.stderr
+
+
+def test_no_part_of_a_server_is_imported_into_the_flow(digits: Path) -> None:
+    """It takes as long as the server itself to start. Nor are statistics, before something needs them."""
+    code = (
+        "import sys, flows.environment; flows.environment.set_defaults()\n"
+        "import flows.own_server, flows.audit\n"
+        "heavy = ('prefect.server.api.server', 'scipy.stats', 'dask')\n"
+        "print([name for name in heavy if name in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert result.stdout == "[]\n", result.stderr
+
+
 def test_help_imports_nothing_heavy() -> None:
     """What makes --help answer at once: neither Prefect nor the numeric libraries are imported for it."""
     code = (

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import os
+import platform
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,9 +16,10 @@ from typing import Any
 import pytest
 
 from flows import notification
-from flows.notification import Ending, tell
+from flows.notification import Ending, tell, tell_of_killed_run
 from influence_batch.config import AuditConfig, load_config
-from tests.flows.processes import run
+from tests.flows.processes import ROOT, run
+from tests.flows.servers import wait_for
 from tests.flows.webhooks import Webhook, listening
 
 FINE = Ending("done", (), {"run_dir": "/reports/a", "n_suspects": 3, "estimated_errors": 2.5, "notes": ["n"]})
@@ -167,6 +171,34 @@ def test_secrets_come_from_the_environment_and_go_nowhere_else(
     assert caplog.text.count("nobody was notified") == 4
     assert "s3cret" not in caplog.text
     assert "s3cret" not in (tmp_path / "reports" / ".last-ending-tickets.json").read_text()
+
+
+def test_a_killed_run_is_told_once_and_a_run_at_work_is_not_one(tmp_path: Path, webhook: Webhook) -> None:
+    told = config(tmp_path, webhook.url, on="failure")
+    (tmp_path / "reports").mkdir()
+    file = tmp_path / "reports" / ".unfinished-tickets.lock"
+    hold = f"""
+import os, signal
+from pathlib import Path
+from influence_batch.report.writer import Lock
+lock = Lock(Path({str(file)!r}), "tickets")
+if input() == "kill":
+    os.kill(os.getpid(), signal.SIGKILL)
+lock.release()
+"""
+    command = [sys.executable, "-c", hold]
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "text": True, "cwd": ROOT}
+    for line, events in (("end", 0), ("kill", 1)):
+        with subprocess.Popen(command, **pipes) as process:
+            wait_for(lambda: file.exists() and "since" in file.read_text())
+            tell_of_killed_run(told)
+            process.communicate(f"{line}\n")
+        tell_of_killed_run(told)
+        tell_of_killed_run(told)
+        assert len(webhook.bodies) == events
+        assert not file.exists()
+    assert "ended without a word" in webhook.bodies[0]["text"]
+    assert f"on {platform.node()}, since 2" in webhook.bodies[0]["text"]
 
 
 def test_a_failure_before_the_flow_starts_is_told(tmp_path: Path, webhook: Webhook) -> None:

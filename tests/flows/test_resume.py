@@ -9,6 +9,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import pytest
 import influence_batch
 from influence_batch.dataset.samples import write_sample
 from tests.flows.processes import listeners, run, start
+from tests.flows.webhooks import Webhook, listening
 from tests.tables import table_of
 
 # Every training example is a test point too: 1,437 of them make six blocks.
@@ -54,6 +56,12 @@ def arguments(digits: Path, reports: Path, cluster: str) -> list[str]:
 
 
 @pytest.fixture
+def webhook() -> Iterator[Webhook]:
+    with listening() as server:
+        yield server
+
+
+@pytest.fixture
 def ended() -> Iterator[list[subprocess.Popen[str]]]:
     """Processes whose whole group is ended after the test: a killed flow leaves its Prefect server."""
     processes: list[subprocess.Popen[str]] = []
@@ -70,9 +78,12 @@ def test_killed_during_cross_influence(
     environment: dict[str, str],
     tmp_path: Path,
     ended: list[subprocess.Popen[str]],
+    webhook: Webhook,
 ) -> None:
     cluster = "{kind: local, workers: 2}"
-    process = start(arguments(digits, tmp_path, cluster), environment)
+    told = ["--set", f"notify={{url: {webhook.url}}}"]
+    began = datetime.now(UTC).replace(microsecond=0)
+    process = start([*arguments(digits, tmp_path, cluster), *told], environment)
     ended.append(process)
     deadline, addresses = time.monotonic() + 120, set()
     while len(list(tmp_path.glob(".unfinished-digits-*/parts/test-points/*.arrow"))) < 2:
@@ -86,9 +97,17 @@ def test_killed_during_cross_influence(
     assert not list((tmp_path / "digits").iterdir())
     done = len(list(tmp_path.glob(".unfinished-digits-*/parts/test-points/*.arrow")))
     assert 2 <= done < PARTS
+    assert webhook.requests == []
 
-    again = run(*arguments(digits, tmp_path, cluster), env=environment)
+    again = run(*arguments(digits, tmp_path, cluster), *told, env=environment)
     assert again.returncode == 0, again.stderr
+    # The killed run could tell nobody: this one did, before it ended well itself.
+    assert [body["event"] for body in webhook.bodies] == ["failure", "recovery"]
+    [reason] = webhook.bodies[0]["reasons"]
+    assert f"process {process.pid} on " in reason
+    since = datetime.strptime(reason.rsplit("since ")[1], "%Y-%m-%d %H:%M:%SZ").replace(tzinfo=UTC)
+    assert began <= since <= began + timedelta(minutes=2)
+    assert reason in again.stderr
     assert f"taken over from an unfinished run: test-points, {done} of {PARTS} parts\n" in again.stderr
     report = influence_batch.load_report(json.loads(again.stdout)["run_dir"])
     taken = report.run["execution"]["taken_over"]
@@ -101,4 +120,4 @@ def test_killed_during_cross_influence(
         pd.testing.assert_frame_equal(
             table_of(report, name), table_of(reference, name), rtol=1e-9, atol=1e-12, check_exact=False
         )
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["digits"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".last-ending-digits.json", "digits"]

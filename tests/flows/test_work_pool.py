@@ -18,7 +18,7 @@ import yaml
 import influence_batch
 from flows.artifacts import as_text
 from tests.flows.processes import COMMAND, children, listeners, run
-from tests.flows.servers import PREFECT, Server, group, prefect_server, wait_for
+from tests.flows.servers import PREFECT, Server, group, prefect_server, refusing, wait_for
 from tests.flows.webhooks import Webhook, listening
 
 LABELS = ("<script>alert(1)</script>", "[sun](http://a.example) | *b* `c`\n# d")
@@ -153,6 +153,24 @@ def test_a_worker_of_a_pool_runs_the_deployment_through_to_a_report(
     past = server.ask("artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [gate["id"]]}}})
     [headline] = [artifact["data"] for artifact in past if artifact["type"] == "markdown"]
     assert "**Past a gate**\n\n- gates\\.suspects\\: the list has " in headline
+
+
+def test_a_run_is_done_although_prefect_refuses_its_artifacts(
+    server: Server, tickets: Path, tmp_path: Path
+) -> None:
+    arguments = ["audit", str(tickets), "--set", "notify=null", "--reports", str(tmp_path), "--json"]
+    with refusing(server, "artifacts") as url:
+        done = run(*arguments, env={**server.env, "PREFECT_API_URL": url})
+    assert done.returncode == 0, done.stderr
+    assert (Path(json.loads(done.stdout)["run_dir"]) / "suspects.parquet").exists()
+    for what in ("the headline", "the top suspects"):
+        [said] = [line for line in done.stderr.splitlines() if f"took no artifact with {what}:" in line]
+        assert said.startswith("the report is written, but Prefect took no artifact")
+        assert "500 Internal Server Error" in said
+        assert "no room left" in said
+    assert "Traceback" not in done.stderr
+    [flow_run] = server.ask("flow_runs/filter", {"sort": "START_TIME_DESC", "limit": 1})
+    assert flow_run["state_type"] == "COMPLETED"
 
 
 def running(flow_run: str) -> list[int]:

@@ -44,12 +44,13 @@ class Browser:
             "Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(self.downloads)}
         )
 
-    def open(self, page: Path) -> None:
-        """Open a page with nothing remembered of earlier visits."""
+    def open(self, page: Path, address: str = "") -> None:
+        """Open a page, at an address inside it, with nothing remembered of earlier visits."""
         self.driver.get(page.as_uri())
         self.js("localStorage.clear()")
+        self.driver.get("about:blank")
         self.logs()
-        self.driver.get(page.as_uri())
+        self.driver.get(page.as_uri() + address)
 
     def js(self, code: str, *arguments: Any) -> Any:
         return self.driver.execute_script(code, *arguments)

@@ -20,6 +20,8 @@ from PIL import Image
 import influence_batch
 from influence_batch import page as gathering
 from influence_batch.report.page import Distribution, PageContent, Reviewed, render_page
+from influence_batch.report.page.content import as_json
+from influence_batch.report.page.views import view_data
 from influence_batch.report.page.words import percent
 from influence_batch.review import import_verdicts
 
@@ -245,6 +247,35 @@ RUN: dict[str, Any] = {
         "measured_precision": 0.5,
     },
 }  # fmt: skip
+
+
+def test_views_have_room_for_thousands_of_classes_and_groups() -> None:
+    n = 20_000
+    numbers = np.linspace(100.0, 1.0, n)
+    own = {
+        "rows": np.full(n, 200), "suspects": np.arange(n), "estimated_errors": numbers,
+        "estimated_errors_low": numbers / 2, "estimated_errors_high": numbers * 2,
+        "error_rate": numbers / 200,
+    }  # fmt: skip
+    labels = [f"class {i}" for i in range(n)]
+    pairs = {"true_label": labels[:-1], "given_label": labels[1:], "estimated_errors": numbers[1:] / 50}
+    group = {"group_by": ["source"] * n, "value": [None, *labels[1:]]}
+    influence = dict.fromkeys(("times_overall", "mean_test_influence", "mean_test_group_influence"), numbers)
+    found = view_data(
+        {
+            "classes": pa.table(
+                {"label": labels[::-1], **{name: column[::-1] for name, column in own.items()}}
+            ),
+            "noise_matrix": pa.table(pairs),
+            "groups": pa.table({**group, **own, **influence}),
+        }
+    )
+    assert len(as_json(found)) < 250_000
+    assert len(found["classes"]) > 500
+    assert found["classes"][0] == [
+        "class 0", 200, 0, 100.0, 50.0, 200.0, 0.5, [], [["class 1", float(f"{numbers[1] / 50:.4g}")]],
+    ]  # fmt: skip
+    assert found["groups"][0] == ["source", None, 200, 0, 100.0, 50.0, 200.0, 0.5, 100.0, -100.0]
 
 
 def test_words_of_the_data_are_escaped_in_the_file() -> None:

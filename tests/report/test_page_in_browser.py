@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 import pandas as pd
@@ -13,7 +15,7 @@ import pytest
 from selenium.webdriver.common.keys import Keys
 
 import influence_batch
-from influence_batch.report.page import plain_cell
+from influence_batch.report.page import guarded_cell, plain_cell
 from influence_batch.review import import_verdicts, load_verdicts
 from tests.report.browser import Browser
 
@@ -39,6 +41,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> influence_batch.Report:
     frame["id"], frame["label"] = ids, np.array(LABELS, dtype=object)[label]
     frame["text"] = [f"{i} javascript:alert(1) {BROKEN}\u2028{SCRIPT}" for i in range(n + m)]
     frame["source"] = np.where(np.arange(n + m) % 2, SCRIPT, "plain & simple")
+    frame.loc[np.arange(n + m) % 5 == 1, "source"] = None
     frame.iloc[:n].to_parquet(folder / "train.parquet")
     frame.iloc[n:].to_parquet(folder / "test.parquet")
     return influence_batch.audit(
@@ -91,7 +94,7 @@ def test_hostile_values_are_shown_and_do_nothing(page: Browser) -> None:
     assert page.js("return document.querySelectorAll('main img, [onerror], [onclick]').length") == 0
     assert page.js("return [...document.querySelectorAll('a')].every(a => a.href.startsWith('file:'))")
     assert set(page.texts("tr.row .label")) <= set(LABELS)
-    assert SCRIPT in page.texts("#classes [data-filter]")
+    assert SCRIPT in page.texts("#classes a.link")
     assert "<script>" in page.texts("tr.detail .text")[0]
     # What would run were it markup is refused by the page's own policy.
     page.js(
@@ -109,8 +112,11 @@ def test_it_sorts_filters_and_searches(page: Browser, report: influence_batch.Re
     numbered = [int(name[4:]) for name in ids(page) if name.startswith("row-")]
     assert numbered == sorted(numbered)
     wanted = suspects.query("given_label == @SCRIPT").id.tolist()
-    place = page.texts("#classes [data-filter]").index(SCRIPT)
-    page.click(page.all("#classes [data-filter]")[place])
+    page.js(
+        "const s = document.getElementById('filter-given'); s.value = arguments[0];"
+        "s.dispatchEvent(new Event('change'))",
+        f"={SCRIPT}",
+    )
     assert sorted(ids(page)) == sorted(wanted)
     page.click(page.one("#clear"))
     assert len(ids(page)) == len(suspects)
@@ -121,6 +127,131 @@ def test_it_sorts_filters_and_searches(page: Browser, report: influence_batch.Re
     page.one("#search").send_keys("__PROTO__")
     page.js("return new Promise(done => setTimeout(done, 150))")
     assert ids(page) == ["__proto__"]
+
+
+def settle(page: Browser) -> None:
+    """Wait until what an address asks for is shown."""
+    page.js("return new Promise(done => setTimeout(done, 60))")
+
+
+def figures(page: Browser) -> list[str]:
+    return page.texts("#view .figures .value")
+
+
+def test_a_class_has_a_view_of_its_own(page: Browser, report: influence_batch.Report) -> None:
+    suspects, classes = report.suspects, report.classes.set_index("label")
+    link = page.all("#classes a.link")[page.texts("#classes a.link").index(SCRIPT)]
+    page.js("arguments[0].scrollIntoView({block: 'center'})", link)
+    height = page.js("return scrollY")
+    link.send_keys(Keys.ENTER)
+    settle(page)
+    assert page.js("return decodeURIComponent(location.hash)") == f"#class={SCRIPT}"
+    assert page.texts("#view h2 .label") == [SCRIPT]
+    assert page.js("return document.activeElement.id") == "view-title"
+    assert not page.one("#classes").is_displayed()
+    row = classes.loc[SCRIPT]
+    said = figures(page)
+    assert said[:2] == [f"{row.rows:.0f}", f"{row.suspects:.0f}"]
+    assert float(said[2].removeprefix("≈ ")) == pytest.approx(row.estimated_errors, abs=0.51)
+    assert float(said[3].removesuffix("%")) == pytest.approx(100 * row.error_rate, abs=0.51)
+    low, high = (float(word) for word in re.findall(r"[\d.]+", page.texts("#view .meaning")[2]))
+    assert low == pytest.approx(row.estimated_errors_low, abs=0.51)
+    assert high == pytest.approx(row.estimated_errors_high, abs=0.51)
+    assert ids(page) == suspects.query("given_label == @SCRIPT").id.tolist()
+    flows = report.noise_matrix.query("estimated_errors >= 0.05")
+    for block, own, other in ((0, "given_label", "true_label"), (1, "true_label", "given_label")):
+        expected = flows[flows[own] == SCRIPT][other].tolist()
+        assert page.texts(f"#view .pairs:nth-child({block + 1}) th") == expected
+    page.click(page.one("#sides [data-side=suggested]"))
+    assert ids(page) == suspects.query("suggested_label == @SCRIPT").id.tolist()
+    # A pair leads to the other class; back goes the same way, to where the reader was.
+    other_class = page.one("#view .pairs a.link")
+    name = other_class.text
+    page.click(other_class)
+    settle(page)
+    assert page.texts("#view h2 .label") == [name]
+    page.driver.back()
+    settle(page)
+    assert page.texts("#view h2 .label") == [SCRIPT]
+    page.driver.back()
+    settle(page)
+    assert page.one("#classes").is_displayed()
+    assert not page.one("#view").is_displayed()
+    assert ids(page) == suspects.id.head(50).tolist()
+    assert page.js("return scrollY") == height
+    assert page.js("return document.activeElement.textContent") == SCRIPT
+    page.driver.forward()
+    settle(page)
+    assert page.texts("#view h2 .label") == [SCRIPT]
+    page.click(page.one("#view .crumbs a"))
+    settle(page)
+    assert page.one("#classes").is_displayed()
+    assert page.js("return location.hash") == "#classes"
+    assert page.js("return window.hit") is None
+    assert page.js("return document.querySelectorAll('main img, [onerror]').length") == 0
+
+
+def test_filters_are_as_they_were_after_a_view(page: Browser) -> None:
+    page.one("#filter-group0").send_keys("plain")
+    before = ids(page)
+    page.click(page.one("tr.row"))
+    page.click(page.one("tr.detail .facts a"))
+    settle(page)
+    assert page.one("#view").is_displayed()
+    assert set(page.texts("tr.row .label:not(.to)")) == set(page.texts("#view h2 .label"))
+    page.driver.back()
+    settle(page)
+    assert ids(page) == before
+    assert page.one("#filter-group0").get_attribute("value") == "=plain & simple"
+
+
+@pytest.mark.parametrize("value", [SCRIPT, None])
+def test_a_group_has_a_view_of_its_own(
+    chromium: Browser, report: influence_batch.Report, value: str | None
+) -> None:
+    address = "#group=source" if value is None else f"#group=source={quote(value, safe='')}"
+    chromium.open(report.run_dir / "report.html", address)
+    settle(chromium)
+    groups = report.groups
+    row = groups[groups.value.isna() if value is None else groups.value == value].iloc[0]
+    assert chromium.texts("#view h2 .label") == [value or "(none)"]
+    shown = figures(chromium)
+    assert shown[:2] == [f"{row.rows}", f"{row.suspects}"]
+    assert float(shown[4]) == pytest.approx(-row.mean_test_group_influence, rel=5e-3)
+    said = chromium.texts("#view .figures .meaning")[2]
+    low, high = (float(word) for word in re.findall(r"[\d.]+", said))
+    assert low == pytest.approx(row.estimated_errors_low, abs=0.51)
+    assert high == pytest.approx(row.estimated_errors_high, abs=0.51)
+    rows = pd.read_parquet(report.run["train"]["files"][0]["path"])
+    mine = rows[rows.source.isna() if value is None else rows.source == value].id
+    assert ids(chromium) == [id_ for id_ in report.suspects.id if id_ in set(mine)]
+    chromium.click(chromium.one("#view .crumbs a"))
+    settle(chromium)
+    assert chromium.one("#groups").is_displayed()
+    assert len(ids(chromium)) == len(report.suspects)
+    assert chromium.js("return window.hit") is None
+
+
+@pytest.mark.parametrize("address", ["#class=%E0%A4%A", "#group=nothing=x", "#group=", "#view"])
+def test_an_address_that_is_none_shows_the_whole_page(
+    chromium: Browser, report: influence_batch.Report, address: str
+) -> None:
+    chromium.open(report.run_dir / "report.html", address)
+    settle(chromium)
+    assert chromium.one("#classes").is_displayed()
+    assert not chromium.one("#view").is_displayed()
+    assert len(ids(chromium)) == len(report.suspects)
+    assert chromium.logs()[0] == []
+
+
+def test_a_class_without_figures_has_its_rows_all_the_same(
+    chromium: Browser, report: influence_batch.Report
+) -> None:
+    chromium.open(report.run_dir / "report.html", "#class=no%20such%20class")
+    settle(chromium)
+    assert chromium.texts("#view h2 .label") == ["no such class"]
+    assert "classes.parquet" in chromium.one("#view .sub").text
+    assert ids(chromium) == []
 
 
 def test_opening_a_row_shows_its_evidence(page: Browser, report: influence_batch.Report) -> None:
@@ -188,6 +319,21 @@ def test_verdicts_become_a_csv_file(page: Browser, report: influence_batch.Repor
     assert set(kept.reviewer) == {"Ada"}
 
 
+def test_the_page_guards_cells_as_the_export_does(page: Browser) -> None:
+    cells = [
+        "=1", "+1", "+1 of 2", "-x", "-5", ".5e-3", "-1e5", "'=1", "''", "@a", "\t=", "\r", " =1",
+        "\ufeff=1", "\u00a0+a", "\x1c=1", "'\x1c=1", "-5\n", "a=b", "",
+    ]  # fmt: skip
+    guarded = page.js(
+        "const {formula, number} = JSON.parse(document.getElementById('data').textContent).guard;"
+        "const begins = new RegExp(`^(?:${formula})`), whole = new RegExp(`^(?:${number})$`);"
+        "return arguments[0].map(text => (begins.test(text) && !whole.test(text) ? `'${text}` : text))",
+        cells,
+    )
+    assert guarded == [guarded_cell(text) for text in cells]
+    assert [plain_cell(text) for text in guarded] == cells
+
+
 def test_it_is_used_by_keyboard_alone(page: Browser) -> None:
     body = page.one("body")
     body.send_keys("/")
@@ -214,6 +360,10 @@ def test_it_fits_a_narrow_screen(page: Browser) -> None:
     size = {"width": 390, "height": 800, "deviceScaleFactor": 1, "mobile": True}
     page.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     try:
+        page.click(page.one("tr.row"))
+        assert page.js("return document.documentElement.scrollWidth") <= 390
+        page.js("location.hash = document.querySelector('#classes a.link').hash")
+        settle(page)
         page.click(page.one("tr.row"))
         assert page.js("return document.documentElement.scrollWidth") <= 390
         assert (

@@ -14,8 +14,9 @@ import pyarrow as pa
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from influence_batch.report.page import plots
+from influence_batch.report.page import cells, plots
 from influence_batch.report.page.content import PageContent, as_json, as_text, page_rows
+from influence_batch.report.page.views import class_address, frequent_pairs, group_address, view_data
 from influence_batch.report.page.words import explanation, figures, percent, power_sentence, seconds
 
 PAGE = "report.html"
@@ -32,7 +33,7 @@ def render_page(content: PageContent, run: Mapping[str, Any]) -> str:
         run: content of run.json.
     """
     data = _data(content, run)
-    script, style = _asset("page.js"), _asset("page.css")
+    script, style = _asset("page.js") + _asset("views.js"), _asset("page.css")
     # No other script can run, whatever the data have, and nothing can be fetched.
     policy = (
         f"default-src 'none'; script-src '{_hash(script)}'; style-src '{_hash(style)}'; img-src data:; "
@@ -108,6 +109,9 @@ def _data(content: PageContent, run: Mapping[str, Any]) -> dict[str, Any]:
         "groups": list(content.groups),
         "names": list(content.names),
         "rows": page_rows(content),
+        "guard": {"formula": cells.FORMULA, "number": cells.NUMBER},
+        "errors": run["detection"]["estimated_errors"],
+        "views": view_data(content.tables),
         "train": list(content.train.items),
         "test": list(content.test.items),
     }
@@ -162,19 +166,17 @@ def _classes(content: PageContent) -> list[dict[str, Any]]:
     if table is None:
         return []
     given_as: dict[Any, list[tuple[str, float]]] = {}
-    flows = content.tables.get("noise_matrix")
-    if flows is not None:
-        # The table has the most errors first.
-        for row in flows.to_pylist():
-            several = given_as.setdefault(row["given_label"], [])
-            if len(several) < _CONFUSED and row["estimated_errors"] >= 0.05:
-                several.append((as_text(row["true_label"]) or "", row["estimated_errors"]))
+    for row in frequent_pairs(content.tables.get("noise_matrix")):
+        several = given_as.setdefault(row["given_label"], [])
+        if len(several) < _CONFUSED:
+            several.append((as_text(row["true_label"]) or "", row["estimated_errors"]))
     rows = sorted(table.to_pylist(), key=lambda row: -row["estimated_errors"])[:_MOST_CLASSES]
     most = max((row["error_rate"] for row in rows), default=0.0) or 1.0
     return [
         {
             **row,
             "label": as_text(row["label"]),
+            "address": class_address(row["label"]),
             "bar": row["error_rate"] / most,
             "truly": given_as.get(row["label"], []),
         }
@@ -197,6 +199,9 @@ def _group_column(name: str, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     most = max((row["error_rate"] for row in shown), default=0.0) or 1.0
     return {
         "name": name,
-        "rows": [{**row, "bar": row["error_rate"] / most} for row in shown],
+        "rows": [
+            {**row, "address": group_address(name, row["value"]), "bar": row["error_rate"] / most}
+            for row in shown
+        ],
         "left_out": len(rows) - len(shown),
     }

@@ -1,5 +1,6 @@
 "use strict";
-(() => {
+// What the views of classes and groups (views.js) use of the list.
+const page = (() => {
   // Everything from the data goes into the page as text (textContent, value), never as markup.
   const data = JSON.parse(document.getElementById("data").textContent);
   const rows = data.rows;
@@ -28,6 +29,10 @@
   // The night of a run's id, 20261118T020000Z.
   const night = (run) => (run === null ? null : run.replace(/^(\d{4})(\d\d)(\d\d)T\d{6}Z.*$/, "$1-$2-$3"));
   const significant = (value) => (value === null ? "–" : Number(value.toPrecision(3)).toString());
+
+  // The view of a class or a group; a null value has no part of the address.
+  const address = (kind, ...parts) => `#${kind}=${parts.filter((part) => part !== null).map(encodeURIComponent).join("=")}`;
+  const named = (value) => (value === null ? "(none)" : value === "" ? "(empty)" : value);
 
   // Verdicts, kept in the browser where it lets a file do so.
   const KEY = `influence-batch verdicts ${data.audit} ${data.started}`;
@@ -65,10 +70,12 @@
     if (!kept && verdicts.size) event.preventDefault();
   });
 
-  // A spreadsheet runs a cell that begins like a formula; an apostrophe before it makes it text. Numbers are none.
+  // A spreadsheet runs a cell that begins like a formula; an apostrophe before it makes it text (see cells.py).
+  const formula = new RegExp(`^(?:${data.guard.formula})`);
+  const plainNumber = new RegExp(`^(?:${data.guard.number})$`);
   function cell(value) {
     let text = value === null || value === undefined ? "" : String(value);
-    if (/^['\s]*[=+\-@\t\r]/.test(text) && !/^[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?$/i.test(text)) text = `'${text}`;
+    if (formula.test(text) && !plainNumber.test(text)) text = `'${text}`;
     return /[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
   }
   function csv() {
@@ -114,6 +121,9 @@
     const mine = verdicts.get(rows.id[i]);
     return mine ? mine.verdict : at("verdict", i) || "none";
   };
+  // What a view of a class or group shows: rows with this value in this column; null for all.
+  let only = null;
+  const inView = (i) => only === null || valueOf(only.key, i) === only.value;
   const filterSpecs = [
     rows.state && { key: "state", title: "State" },
     !data.regression && { key: "given", title: "Label" },
@@ -122,14 +132,16 @@
     { key: "verdict", title: "Verdict" },
   ].filter((spec) => spec && (spec.key === "verdict" || rows[spec.key]));
   const NONE = "\u0000none";
-  const valueOf = (key, i) => (key === "verdict" ? verdictOf(i) : rows[key][i] === null ? NONE : rows[key][i]);
+  const valueOf = (key, i) => (key === "verdict" ? verdictOf(i) : at(key, i) === null ? NONE : at(key, i));
 
   function makeFilters() {
     const box = byId("filters");
+    box.replaceChildren();
     for (const spec of filterSpecs) {
+      if (only && only.key === spec.key) continue;
       const counts = new Map();
       if (spec.key === "verdict") for (const name of ["none", "mislabeled", "correct", "ambiguous"]) counts.set(name, 0);
-      else for (let i = 0; i < total; i++) counts.set(valueOf(spec.key, i), (counts.get(valueOf(spec.key, i)) || 0) + 1);
+      else for (let i = 0; i < total; i++) if (inView(i)) counts.set(valueOf(spec.key, i), (counts.get(valueOf(spec.key, i)) || 0) + 1);
       let names = [...counts.keys()];
       if (spec.key !== "verdict") {
         names.sort((a, b) => counts.get(b) - counts.get(a));
@@ -146,16 +158,28 @@
     }
   }
   function setFilter(key, value) {
-    const spec = filterSpecs.find((one) => one.key === key);
-    if (!spec) return;
-    if (value && ![...spec.select.options].some((option) => option.value === value)) {
-      spec.select.append(h("option", { value }, value.slice(1)));
-    }
-    spec.select.value = value;
     if (value) state.filters[key] = value.slice(1);
     else delete state.filters[key];
     state.page = 0;
     update();
+  }
+  // The list of a view, or the whole list again, without filters or as they were (`kept`); gives those there were.
+  function showOnly(column, kept) {
+    const before = { search: state.search, filters: state.filters };
+    only = column;
+    state.search = kept ? kept.search : "";
+    state.filters = kept ? kept.filters : {};
+    state.page = 0;
+    makeFilters();
+    byId("search").value = state.search;
+    for (const [key, value] of Object.entries(state.filters)) filterSpecs.find((spec) => spec.key === key).select.value = `=${value}`;
+    update();
+    return before;
+  }
+  function countWith(key, value) {
+    let count = 0;
+    for (let i = 0; i < total; i++) count += valueOf(key, i) === value;
+    return count;
   }
   const collator = new Intl.Collator(undefined, { numeric: true });
   const compareText = (a, b) => collator.compare(a, b);
@@ -177,12 +201,14 @@
     const filters = Object.entries(state.filters);
     shown = [];
     for (let i = 0; i < total; i++) {
-      if (filters.every(([key, value]) => valueOf(key, i) === value) && words.every((word) => haystack[i].includes(word))) shown.push(i);
+      if (inView(i) && filters.every(([key, value]) => valueOf(key, i) === value) && words.every((word) => haystack[i].includes(word))) shown.push(i);
     }
     if (state.sort !== "rank" || state.down) shown.sort(compare);
     state.page = Math.min(state.page, Math.max(0, Math.ceil(shown.length / PAGE) - 1));
     byId("clear").hidden = !filters.length && !words.length;
-    byId("count").textContent = shown.length === total ? `${number(total)} rows` : `${number(shown.length)} of ${number(total)} rows`;
+    let here = total;
+    if (only) here = countWith(only.key, only.value);
+    byId("count").textContent = shown.length === here ? `${number(here)} ${here === 1 ? "row" : "rows"}` : `${number(shown.length)} of ${number(here)} rows`;
     render();
   }
 
@@ -437,7 +463,7 @@
       strip("Test points it harms most", (at("harmed", i) || []).map(([id, influence, index, label, predicted]) =>
         card(id, item("test", index), label === null ? "" : predicted === label ? `labelled ${label}` : `labelled ${label}, predicted ${predicted}`, `loss +${significant(-influence)}`))));
     const facts = h("dl", { class: "facts" },
-      fact(data.regression ? "Value" : "Given label", given),
+      fact(data.regression ? "Value" : "Given label", data.regression ? given : h("a", { href: address("class", given) }, named(given))),
       fact(data.regression ? "Expected" : "Suggested", suggested === null ? "no label fits" : suggested),
       fact("p_mislabeled", digits(at("p", i), 3)),
       data.regression ? null : fact("Suggested, probability", at("probability", i) === null ? null : digits(at("probability", i), 3)),
@@ -447,7 +473,7 @@
       fact("Nights on the list", at("nights", i)),
       fact("First listed", night(at("first_seen", i))),
       fact("Moved", at("moved", i) === null ? null : at("moved", i) === 0 ? "kept its place" : `${number(Math.abs(at("moved", i)))} ${at("moved", i) > 0 ? "up" : "down"}`),
-      data.groups.map((name, k) => fact(name, at(`group${k}`, i))));
+      data.groups.map((name, k) => fact(name, h("a", { href: address("group", name, at(`group${k}`, i)) }, named(at(`group${k}`, i))))));
     return h("div", { class: `evidence${wide ? " wordy" : ""}` },
       h("div", { class: "own" }, picture(item("train", at("own", i)), false)),
       h("div", { class: "case" },
@@ -470,7 +496,7 @@
     state.search = "";
     state.filters = {};
     byId("search").value = "";
-    for (const spec of filterSpecs) spec.select.value = "";
+    makeFilters();
     update();
     byId("search").focus();
   });
@@ -481,17 +507,6 @@
       byId("list").scrollIntoView();
       const first = body.querySelector("tr.row");
       if (first) first.focus({ preventScroll: true });
-    });
-  }
-  for (const button of document.querySelectorAll("[data-filter]")) {
-    button.addEventListener("click", () => {
-      for (const spec of filterSpecs) {
-        spec.select.value = "";
-        delete state.filters[spec.key];
-      }
-      setFilter(button.dataset.filter, `=${button.dataset.value}`);
-      byId("list").scrollIntoView();
-      byId("list").focus({ preventScroll: true });
     });
   }
   document.addEventListener("keydown", (event) => {
@@ -508,5 +523,5 @@
   makeFilters();
   update();
   tray();
-  document.documentElement.dataset.ready = String(Math.round(performance.now()));
+  return { data, h, at, total, number, significant, address, named, showOnly, countWith, NONE };
 })();
