@@ -19,9 +19,17 @@ def print_profile(run_dir: str | Path) -> None:
     profile: dict[str, Any] = load_report(run_dir).run["profile"]
     rates = profile["rates"]
     table = Table(title="Where time and memory went", title_justify="left")
-    names = ("stage", "seconds", "peak memory", "passes", "flops float64", "float32", "GF/s", "share of rate")
-    for name in names:
-        table.add_column(name, justify="left" if name == "stage" else "right")
+    table.add_column("stage", no_wrap=True, min_width=len("cross_influence"))
+    for name in (
+        "seconds",
+        "peak memory",
+        "passes",
+        "flops float64",
+        "flops float32",
+        "GF/s",
+        "share of rate",
+    ):
+        table.add_column(name, justify="right")
     for stage in profile["stages"]:
         share = stage["share_of_rate"]
         table.add_row(

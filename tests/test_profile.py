@@ -133,7 +133,7 @@ def _seconds(a: np.ndarray) -> float:
 def test_the_table_has_every_stage(
     profiled: influence_batch.Report, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "140")
+    monkeypatch.setenv("COLUMNS", "80")
     print_profile(profiled.run_dir)
     printed = capsys.readouterr().out
     for name, stage in stages(profiled).items():
