@@ -240,7 +240,7 @@ def explain(data: Data, model: Model, progress: Progress = quiet) -> Explained:
 
 def check_approximation(data: Data, model: Model, explained: Explained) -> Explained:
     """With the error of leverages that are approximations; a run that is taken up measures it again."""
-    if data.plan.choice.kind != "ekfac":
+    if data.plan.choice.kind != "ekfac" and not (model.objective.single and data.plan.inverse_bytes > 0):
         return explained
     config = data.prepared.config
     objective = model.objective.with_damping(config.influence.damping)

@@ -189,6 +189,9 @@ class _SolverSection(_Section):
     on_unconverged: Literal["raise", "flag"] = Field(
         "raise", description="raise, or flag (the row is written with converged = false)"
     )
+    precision: Literal["auto", "float64", "float32"] = Field(
+        "auto", description="auto, float64 or float32: of the products that Hessian and leverages are made of"
+    )
 
 
 class AutoSolver(_SolverSection):

@@ -17,6 +17,7 @@ from influence_batch.features import fit_step, restore_step
 from influence_batch.influence import Fit, Objective, fit
 from influence_batch.influence.fit import relative_gradient_norm, sample
 from influence_batch.influence.leave_one_out import leave_one_out_loss
+from influence_batch.influence.precision import takes_single
 from influence_batch.influence.weights import load_weights
 from influence_batch.plan import preconditioner_bytes
 from influence_batch.report.runs import UnreadableRunError, open_run_folder, run_folders
@@ -61,13 +62,14 @@ def train(data: Data, progress: Progress = quiet) -> Model:
         penalty = np.full(d, l2)
         if config.intercept and not config.penalize_intercept:
             penalty[-1] = 0.0
-        return Objective(
+        objective = Objective(
             train_set,
             data.executor,
             data.loss,
             penalty,
             preconditioner_bytes=preconditioner_bytes(data.prepared.config),
         )
+        return objective.with_single(takes_single(objective, data.prepared.config.solver.precision))
 
     start: np.ndarray | None = None
     losses: dict[float, float] = {}

@@ -1,4 +1,8 @@
-"""Newton's method on the objective, down to a gradient that is zero to the tolerance."""
+"""The optimum of the objective: a gradient that is zero to the tolerance.
+
+Where rows are many by quasi-Newton steps that begin near the optimum of a sample, with its Hessian as the
+preconditioner; else, and where those get slow, by Newton's method.
+"""
 
 from __future__ import annotations
 
@@ -8,24 +12,28 @@ from dataclasses import dataclass
 import numpy as np
 
 from influence_batch.errors import RunError
+from influence_batch.influence.line_search import line_search
 from influence_batch.influence.objective import HessianOperator, Objective, Point
+from influence_batch.influence.quasi_newton import quasi_newton
 from influence_batch.models.linear import hessian_pairs
 from influence_batch.solvers import ConjugateGradient, Direct, SolverError
 
-_BACKTRACKS = 20
 # A pass of the data for one vector runs at the speed of memory, assembly at that of arithmetic, measured
 # to be some four times faster; with 4 n d k operations a pass, assembly's n d^2 pairs are worth this
 # share of d pairs / k passes.
 _PASS_WORTH = 16
 _CG_ITERATIONS = 500
-# From this relative gradient norm on one Hessian is near to all that follow, down to the optimum: as the
-# preconditioner it, or that of a sample of rows, takes a few passes in the place of some fifty. Where Newton
-# steps take no more passes than these the preconditioner there is does as well.
-_NEAR, _FEW, _REST = 1e-3, 4, 50
-# A fit begins near the optimum of one row in so many, of so many rows at least and so many bytes at most:
-# where the gradient of the sample is as near to zero as chance leaves that of all rows.
+# A Hessian is formed, of a sample of rows, where that is worth fewer passes than this.
+_REST = 50
+# Weights that are nearer to the optimum than this, as the relative gradient norm says, are nearer than the
+# optimum of a sample would be.
+_NEAR = 1e-3
+# Where quasi-Newton steps get slow the sample's Hessian is formed anew, so many times.
+_RENEWALS = 2
+# A fit begins near the optimum of one row in so many, of so many rows at least and so many bytes at most.
+# The gradient of all rows is larger there, by chance, but a looser tolerance takes more passes after.
 _SAMPLED, _LEAST_SAMPLE, _MOST_SAMPLED = 8, 4096, 64 * 1024**2
-_SAMPLE_TOLERANCE = 1e-2
+_SAMPLE_TOLERANCE = 1e-3
 _ASSEMBLY_SIZE = 4000
 # Relative gradient norm at which weights are good to some eleven digits, and polishing has nothing to add.
 _POLISHED = 1e-13
@@ -40,7 +48,7 @@ class Fit:
         value: J there.
         gradient_norm: of J, relative to the root mean square norm of the examples' gradients at
             zero weights; the number that the tolerance bounds.
-        iterations: of Newton's method.
+        iterations: steps.
         method: `direct` or `cg` for the Newton systems, `given` for weights that came from a file.
     """
 
@@ -66,7 +74,7 @@ def fit(
     may_assemble: bool = True,
     polished: float = _POLISHED,
 ) -> Fit:
-    """Minimise J by Newton's method with backtracking.
+    """Minimise J by quasi-Newton steps where a near Hessian is at hand, or Newton's, with backtracking.
 
     Newton systems are solved by preconditioned CG to a tolerance that falls with the gradient
     (Eisenstat and Walker 1996), and directly from where that costs less.
@@ -82,38 +90,48 @@ def fit(
         RunError: the tolerance was not reached; with the remedy.
     """
     scale = objective.gradient_scale()
-    if start is None:
-        objective, start = _begun(objective, may_assemble)
-    weights = np.zeros((objective.k, objective.d)) if start is None else start
-    point = objective.at(weights)
-    method = _first_method(objective)
     most = _most_iterations(objective) if may_assemble else _CG_ITERATIONS
-    previous, spent = np.inf, 0
-    worth_factoring = may_assemble and most < _REST
+    method, small = _first_method(objective), sample(objective)
+    objective, weights, point = _begun(objective, small, start, tolerance * scale, may_assemble)
+    previous, renewals, iteration = np.inf, _RENEWALS if small is not None else 0, 0
     # Where curvature all but vanishes (a saturated hinge) Newton steps are wild: damping them as
     # Levenberg and Marquardt do, only while steps get cut, keeps the end quadratic.
     damping, unit = 0.0, float(np.trace(objective.gram)) / objective.d
-    for iteration in range(max_iterations + 1):
+    quasi = objective.near_inverse is not None
+
+    def took(weights: np.ndarray, point: Point) -> None:
+        nonlocal iteration
+        iteration += 1
+        progress(iteration, float(np.linalg.norm(point.gradient)) / scale)
+        checkpoint(weights)
+
+    progress(0, float(np.linalg.norm(point.gradient)) / scale)
+    while True:
+        if quasi:
+            goal, left = polished * scale, max_iterations - iteration
+            weights, point, _ = quasi_newton(objective, weights, point, goal, left, took)
         norm = float(np.linalg.norm(point.gradient)) / scale
-        progress(iteration, norm)
         if norm <= tolerance:
             weights, point = _polish(objective, weights, point, method, most, polished * scale)
             norm = float(np.linalg.norm(point.gradient)) / scale
             return Fit(weights, point.value, norm, iteration, method)
-        if iteration == max_iterations or not np.isfinite(norm):
+        if iteration >= max_iterations or not np.isfinite(norm):
             break
+        if quasi:
+            quasi = renewals > 0
+            if quasi:
+                objective, renewals = _with_near(objective, small, weights, may_assemble), renewals - 1
+            continue
         forcing = min(0.1, np.sqrt(norm), 0.5 * norm / previous if previous < np.inf else 0.1)
         previous = norm
-        if worth_factoring and method == "cg" and norm <= _NEAR and spent > _FEW:
-            objective, worth_factoring = _factored(objective, sample(objective), weights), False
         damped = objective.with_damping(damping).hessian(weights)
-        step, method, spent = _newton_step(damped, point, method, max(forcing, 0.1 * tolerance / norm), most)
-        moved = _line_search(objective, weights, point, step)
+        step, method = _newton_step(damped, point, method, max(forcing, 0.1 * tolerance / norm), most)
+        moved = line_search(objective, weights, point, step)
         if moved is None and damping >= unit:
             break
         if moved is not None:
             weights, point, length = moved
-            checkpoint(weights)
+            took(weights, point)
             cut = length < 0.25
         if moved is None or cut:
             damping = max(10.0 * damping, 1e-4 * unit)
@@ -145,18 +163,46 @@ def sample(objective: Objective) -> Objective | None:
     return small if small.n > 0 else None
 
 
-def _begun(objective: Objective, may_assemble: bool) -> tuple[Objective, np.ndarray | None]:
-    """With the Hessian of a sample as preconditioner; weights (k, d) near its optimum, None without one."""
-    small = sample(objective)
-    if small is None:
-        return objective, None
+def _begun(
+    objective: Objective,
+    small: Objective | None,
+    start: np.ndarray | None,
+    goal: float,
+    may_assemble: bool,
+) -> tuple[Objective, np.ndarray, Point]:
+    """Where to begin: at `start` or near the optimum of a sample, its Hessian there as the preconditioner."""
+    weights = np.zeros((objective.k, objective.d)) if start is None else start
+    point = objective.at(weights)
+    norm = float(np.linalg.norm(point.gradient))
+    if small is None or (start is not None and norm <= goal):
+        return objective, weights, point
+    if start is None or norm > _NEAR * objective.gradient_scale():
+        try:
+            found = fit(
+                small, _SAMPLE_TOLERANCE, start=start, may_assemble=may_assemble, polished=_SAMPLE_TOLERANCE
+            )
+        except RunError:
+            return objective, weights, point
+        there = objective.at(found.weights)
+        if there.value < point.value:
+            weights, point = found.weights, there
+    return _with_near(objective, small, weights, may_assemble), weights, point
+
+
+def _with_near(
+    objective: Objective, small: Objective | None, weights: np.ndarray, may_assemble: bool
+) -> Objective:
+    """The objective with the inverse of its sample's Hessian here as the preconditioner."""
+    assert small is not None
+    hessian = small.hessian(weights)
     try:
-        found = fit(small, _SAMPLE_TOLERANCE, may_assemble=may_assemble, polished=_SAMPLE_TOLERANCE)
-    except RunError:
-        return objective, None
-    if may_assemble and _most_iterations(objective) < _REST:
-        objective = _factored(objective, small, found.weights)
-    return objective, found.weights
+        if may_assemble and _most_iterations(objective) < _REST:
+            return objective.with_near_inverse(Direct(hessian).backsolve)
+        if objective.d <= _ASSEMBLY_SIZE:
+            return objective.with_near_inverse(hessian.kronecker().backsolve)
+    except SolverError:
+        pass  # flat here to rounding: the preconditioner there is goes on
+    return objective
 
 
 def _first_method(objective: Objective) -> str:
@@ -177,13 +223,12 @@ def _most_iterations(objective: Objective) -> int:
 
 def _newton_step(
     hessian: HessianOperator, point: Point, method: str, rtol: float, most: int
-) -> tuple[np.ndarray, str, int]:
-    """The step, the method that gave it (CG within so many iterations), and how many those were."""
+) -> tuple[np.ndarray, str]:
+    """The step, and the method that gave it: CG within so many iterations."""
     gradient = point.gradient[:, None]
-    solved, spent = None, 0
+    solved = None
     if method == "cg":
         solved = ConjugateGradient(hessian, rtol=rtol, max_iterations=most).solve(gradient)
-        spent = int(solved.iterations[0])
         if most < _CG_ITERATIONS and not solved.converged[0]:
             method, solved = "direct", None
     if solved is None:
@@ -194,16 +239,7 @@ def _newton_step(
     step = -solved.solution
     if float(step[:, 0] @ point.gradient) >= 0:
         step = -gradient
-    return step.reshape(hessian.weights.shape), method, spent
-
-
-def _factored(objective: Objective, near: Objective | None, weights: np.ndarray) -> Objective:
-    """The objective with the inverse of its own or its sample's Hessian here as the preconditioner."""
-    near = near or objective
-    try:
-        return objective.with_near_inverse(Direct(near.hessian(weights)).backsolve)
-    except SolverError:
-        return objective  # flat here to rounding: the preconditioner there is goes on
+    return step.reshape(hessian.weights.shape), method
 
 
 def _polish(
@@ -218,7 +254,7 @@ def _polish(
         if np.linalg.norm(point.gradient) <= goal:
             break
         try:
-            step, _, _ = _newton_step(objective.hessian(weights), point, method, 1e-6, most)
+            step, _ = _newton_step(objective.hessian(weights), point, method, 1e-6, most)
         except SolverError:
             break  # the tolerance is met: what cannot be bettered is good enough
         trial = weights + step
@@ -228,26 +264,3 @@ def _polish(
             break
         weights, point = trial, there
     return weights, point
-
-
-def _line_search(
-    objective: Objective, weights: np.ndarray, point: Point, step: np.ndarray
-) -> tuple[np.ndarray, Point, float] | None:
-    """The first of the steps 1, 1/2, 1/4, ... that lowers J enough, with its length; None where none does.
-
-    Near the optimum J no longer tells steps apart, its changes being below rounding: there a step
-    that lowers the gradient is taken.
-    """
-    slope = float(step.ravel() @ point.gradient)
-    norm = np.linalg.norm(point.gradient)
-    length = 1.0
-    for _ in range(_BACKTRACKS):
-        trial = weights + length * step
-        there = objective.at(trial)
-        rounding = 1e-12 * max(abs(point.value), 1e-300)
-        if np.isfinite(there.value) and there.value <= point.value + 1e-4 * length * slope:
-            return trial, there, length
-        if there.value <= point.value + rounding and np.linalg.norm(there.gradient) < 0.9 * norm:
-            return trial, there, length
-        length *= 0.5
-    return None

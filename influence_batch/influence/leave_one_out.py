@@ -92,13 +92,13 @@ def train_influence(
         parts = objective.executor.map(
             dataset,
             _shard_influence,
-            (objective.loss, weights, factors, objective.n),
+            (objective.loss, weights, factors, objective.n, objective.single),
             objective.rows,
             missing,
         )
     elif 8.0 * blocks * size**2 <= memory:
         inverse_blocks = store.remember(f"{name}-inverse", lambda: {"blocks": inverse.inverse_blocks()})
-        state = (objective.loss, weights, inverse_blocks["blocks"], objective.n)
+        state = (objective.loss, weights, inverse_blocks["blocks"], objective.n, objective.single)
         parts = objective.executor.map(dataset, _shard_influence, state, objective.rows, missing)
     else:
         parts = _by_examples(objective, weights, inverse, memory, missing)
@@ -111,9 +111,9 @@ def train_influence(
 
 
 def _shard_influence(
-    shard: Shard, state: tuple[Loss, np.ndarray, np.ndarray | Kronecker, float], rows: Rows
+    shard: Shard, state: tuple[Loss, np.ndarray, np.ndarray | Kronecker, float, bool], rows: Rows
 ) -> Part:
-    loss, weights, inverse, n_total = state
+    loss, weights, inverse, n_total, single = state
     n, k = len(shard.features), loss.outputs
     example_weights = rows.get("example_weights")
     parts = []
@@ -121,9 +121,9 @@ def _shard_influence(
     for some in row_chunks(n, 8.0 * (k if loss.separable else k * k)):
         features, targets = shard.features[some], shard.targets[some]
         if isinstance(inverse, Kronecker):
-            leverages = linear.kronecker_leverage(loss, features, *inverse, n_total)
+            leverages = linear.kronecker_leverage(loss, features, *inverse, n_total, single)
         else:
-            leverages = linear.leverage(loss, features, inverse, n_total)
+            leverages = linear.leverage(loss, features, inverse, n_total, single)
 
         def made(
             part: slice,
@@ -212,7 +212,9 @@ def leave_one_out_loss(
     if not dense:
         found = _by_solving(objective, weights, inverse, part)
     else:
-        leverages = linear.leverage(objective.loss, part.features, inverse.inverse_blocks(), objective.n)
+        leverages = linear.leverage(
+            objective.loss, part.features, inverse.inverse_blocks(), objective.n, objective.single
+        )
         found = _from_leverages(objective.loss, weights, part, leverages, None)
     return float(objective.loss.value(found["loo_logits"], part.targets).mean())
 

@@ -20,10 +20,12 @@ from influence_batch.execution.reduction import Rows, add, sum_over_shards
 from influence_batch.influence.chunks import CACHED_BYTES, WORKING_BYTES, row_chunks
 from influence_batch.influence.kronecker import kronecker
 from influence_batch.models import linear
-from influence_batch.models.losses import Loss
+from influence_batch.models.losses import Loss, value_and_residual
 from influence_batch.solvers import BlockShape, Kronecker, SolverError
 from influence_batch.threads import in_threads
 
+# Fewer rows at a time are too little for a thread: those of Python wait for each other between products.
+_ROWS = 1024
 # A pass with at most so many vectors is worked on in threads, a group of chunks each.
 _FEW_VECTORS, _GROUPS = 4, 8
 
@@ -74,6 +76,7 @@ class Objective:
         preconditioner_bytes: above this many bytes of factors the preconditioner is the diagonal.
         near_inverse: V -> H^-1 V of a Hessian near to this one, where there is one already; it then is
             the preconditioner.
+        single: whether Hessians and leverages are made of float32 products; gradients never are.
     """
 
     dataset: Dataset
@@ -84,6 +87,7 @@ class Objective:
     example_weights: np.ndarray | None = None
     preconditioner_bytes: float = 512 * 1024**2
     near_inverse: Callable[[np.ndarray], np.ndarray] | None = None
+    single: bool = False
 
     @property
     def k(self) -> int:
@@ -122,6 +126,10 @@ class Objective:
     def with_near_inverse(self, near_inverse: Callable[[np.ndarray], np.ndarray]) -> Objective:
         """This objective with the inverse of a near Hessian as its preconditioner."""
         return self._with(near_inverse=near_inverse)
+
+    def with_single(self, single: bool) -> Objective:
+        """This objective with products in float32, or not."""
+        return self._with(single=single)
 
     def sampled(self, rows: np.ndarray) -> Objective:
         """J over some of the rows (s,), sorted numbers, in this process's memory."""
@@ -221,7 +229,7 @@ class HessianOperator:
     def dense_blocks(self) -> np.ndarray:
         o = self.objective
         blocks: np.ndarray = o.executor.reduce(
-            o.dataset, sum_over_shards(_shard_hessian, o.n), (o.loss, self.weights), o.rows
+            o.dataset, sum_over_shards(_shard_hessian, o.n), (o.loss, self.weights, o.single), o.rows
         )
         diagonal = np.arange(blocks.shape[1])
         blocks[:, diagonal, diagonal] += np.tile(o.penalty + o.damping, blocks.shape[1] // o.d)
@@ -324,13 +332,14 @@ def _shard_value(shard: Shard, state: tuple[Loss, np.ndarray], rows: Rows) -> tu
     def some(part: slice) -> tuple[float, np.ndarray]:
         features, targets = shard.features[part], shard.targets[part]
         f = linear.logits(weights, features)
-        value, residual = loss.value(f, targets), loss.residual(f, targets)
+        value, residual = value_and_residual(loss, f, targets)
         if example_weights is not None:
             value = value * example_weights[part]
             residual = residual * example_weights[part, None]
         return float(value.sum()), linear.gradient_sum(residual, features)
 
-    chunks = row_chunks(len(shard.features), 8.0 * shard.features.shape[1], CACHED_BYTES)
+    bytes_per_row = min(8.0 * shard.features.shape[1], CACHED_BYTES / _ROWS)
+    chunks = row_chunks(len(shard.features), bytes_per_row, CACHED_BYTES)
     return reduce(add, in_threads(some, chunks), (0.0, np.zeros(weights.size)))
 
 
@@ -356,9 +365,10 @@ def _shard_curvature(shard: Shard, state: tuple[Loss, np.ndarray], rows: Rows) -
     return np.asarray(total)
 
 
-def _shard_hessian(shard: Shard, state: tuple[Loss, np.ndarray], rows: Rows) -> np.ndarray:
-    loss, weights = state
-    return linear.hessian_sum(loss, weights, shard.features, shard.targets, rows.get("example_weights"))
+def _shard_hessian(shard: Shard, state: tuple[Loss, np.ndarray, bool], rows: Rows) -> np.ndarray:
+    loss, weights, single = state
+    example_weights = rows.get("example_weights")
+    return linear.hessian_sum(loss, weights, shard.features, shard.targets, example_weights, single)
 
 
 def _product(
@@ -370,7 +380,7 @@ def _product(
     example_weights: np.ndarray | None,
 ) -> np.ndarray:
     size = 32.0 * loss.outputs * vectors.shape[1]
-    size = max(size, WORKING_BYTES / CACHED_BYTES * 8.0 * features.shape[1])
+    size = max(size, min(WORKING_BYTES / CACHED_BYTES * 8.0 * features.shape[1], WORKING_BYTES / _ROWS))
     chunks = list(row_chunks(len(features), size))
     # Products with many vectors are large enough for BLAS's own threads, and their sums for memory.
     groups = min(_GROUPS, len(chunks)) if vectors.shape[1] <= _FEW_VECTORS else 1

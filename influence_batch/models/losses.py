@@ -80,14 +80,19 @@ class Softmax:
     constant_curvature: bool = False
 
     def value(self, logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
-        _, largest, total = _exponentials(logits)
-        value: np.ndarray = np.log(total) + largest - logits[np.arange(len(targets)), targets]
-        return value
+        return self.value_and_residual(logits, targets)[0]
 
     def residual(self, logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
-        residual = softmax(logits)
-        residual[np.arange(len(targets)), targets] -= 1.0
-        return residual
+        return np.ascontiguousarray(self.value_and_residual(logits, targets)[1])
+
+    def value_and_residual(self, logits: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Both from the same exponentials."""
+        by_logit, largest, total = _exponentials(logits)
+        at = np.arange(len(targets))
+        value = np.log(total) + largest - logits[at, targets]
+        by_logit /= total
+        by_logit[targets, at] -= 1.0
+        return value, by_logit.T
 
     def curvature(self, logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
         p = softmax(logits)
@@ -201,6 +206,13 @@ class SmoothHinge:
 
     def class_scores(self, logits: np.ndarray) -> np.ndarray:
         return np.concatenate([-logits, logits], axis=1) if self.outputs == 1 else logits
+
+
+def value_and_residual(loss: Loss, logits: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Losses (n,) and residuals (n, k)."""
+    if isinstance(loss, Softmax):
+        return loss.value_and_residual(logits, targets)
+    return loss.value(logits, targets), loss.residual(logits, targets)
 
 
 def curvature_entries(

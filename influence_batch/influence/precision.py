@@ -1,0 +1,36 @@
+"""Whether Hessians and leverages may be made of float32 products, in half the time."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from influence_batch.influence.objective import Objective
+from influence_batch.models.linear import hessian_pairs
+
+# Operations of a Hessian from which on half the time is worth an error: below them all is of float64.
+_WORTH = 2e10
+# The Hessian's error may be this share of the least penalty, which is the least eigenvalue it can have.
+_SHARE = 0.01
+
+
+def takes_single(objective: Objective, asked: str) -> bool:
+    """Whether float32 products are asked for, or worth it, and safe.
+
+    Rounding moves the Hessian by at most some `eps |X'X/n|` (Frobenius norm, curvatures of at most 1), which
+    moves H^-1, relative to itself, by that over H's least eigenvalue.
+
+    Args:
+        asked: `auto`, `float64` or `float32`.
+    """
+    if asked == "float64":
+        return False
+    work = float(objective.dataset.n_rows) * objective.d**2 * hessian_pairs(objective.loss)
+    if asked == "auto" and work < _WORTH:
+        return False
+    penalised = objective.penalty[objective.penalty > 0]
+    # Without a penalty on a feature, and of a single intercept there is none, nothing bounds the eigenvalue.
+    if len(objective.penalty) - len(penalised) > 1:
+        return False
+    least = float(penalised.min(initial=np.inf)) + objective.damping
+    error = float(np.finfo(np.float32).eps) * float(np.linalg.norm(objective.gram))
+    return error <= _SHARE * least < np.inf

@@ -1,0 +1,82 @@
+"""L-BFGS (Nocedal 1980) that begins with the inverse of a near Hessian: a pass over the data a step."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+
+import numpy as np
+
+from influence_batch.influence.line_search import line_search
+from influence_batch.influence.objective import Objective, Point
+
+# Pairs of a step and the change of the gradient along it that are kept, of so many bytes at most.
+_PAIRS, _PAIR_BYTES = 30, 256 * 1024**2
+# Steps are worth their passes while so many of them make the gradient so much smaller.
+_WINDOW, _FALL = 8, 0.3
+# Steps without a smaller gradient after which rounding must be what sets it.
+_PATIENCE = 4
+
+
+def quasi_newton(
+    objective: Objective,
+    weights: np.ndarray,
+    point: Point,
+    goal: float,
+    most: int,
+    took: Callable[[np.ndarray, Point], None] = lambda weights, point: None,
+) -> tuple[np.ndarray, Point, int]:
+    """Weights and point where the gradient's norm is at most `goal`, or falls too slowly; the steps taken.
+
+    Args:
+        objective: with `near_inverse`.
+        most: steps.
+        took: called after each step.
+    """
+    near_inverse = objective.near_inverse
+    assert near_inverse is not None
+    kept = max(2, min(_PAIRS, int(_PAIR_BYTES / (16.0 * objective.p))))
+    pairs: deque[tuple[np.ndarray, np.ndarray, float]] = deque(maxlen=kept)
+    best = weights, point
+    norms = [_norm(point)]
+    while norms[-1] > goal and len(norms) <= most:
+        step = -_inverse(near_inverse, pairs, point.gradient)
+        moved = line_search(objective, weights, point, step.reshape(weights.shape), 2.0)
+        if moved is None:
+            break
+        change, before = (moved[0] - weights).ravel(), point.gradient
+        weights, point, _ = moved
+        took(weights, point)
+        bend = point.gradient - before
+        curvature = float(change @ bend)
+        if curvature > 0.0:
+            pairs.append((change, bend, 1.0 / curvature))
+        norms.append(_norm(point))
+        if norms[-1] < _norm(best[1]):
+            best = weights, point
+        lowest = int(np.argmin(norms))
+        if len(norms) - 1 - lowest >= _PATIENCE:
+            break
+        if len(norms) > _WINDOW and norms[lowest] > _FALL * norms[-1 - _WINDOW]:
+            break
+    return *best, len(norms) - 1
+
+
+def _norm(point: Point) -> float:
+    return float(np.linalg.norm(point.gradient))
+
+
+def _inverse(
+    near_inverse: Callable[[np.ndarray], np.ndarray],
+    pairs: deque[tuple[np.ndarray, np.ndarray, float]],
+    gradient: np.ndarray,
+) -> np.ndarray:
+    """The inverse of the near Hessian, mended along the steps taken, times the gradient (p,)."""
+    vector, shares = gradient.copy(), []
+    for change, bend, scale in reversed(pairs):
+        shares.append(scale * float(change @ vector))
+        vector -= shares[-1] * bend
+    vector = near_inverse(vector[:, None])[:, 0]
+    for (change, bend, scale), share in zip(pairs, reversed(shares), strict=True):
+        vector += (share - scale * float(bend @ vector)) * change
+    return vector
