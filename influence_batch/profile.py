@@ -80,17 +80,23 @@ def _gram(over: Pass) -> Flops:
 
 def _hessian(over: Pass) -> Flops:
     pairs = linear.hessian_pairs(over.plan.sizes.loss)
-    return Flops(pairs * _gram(over).double + _logits(over).double)
+    return _of_type(pairs * _gram(over).double, over.state[2], _logits(over).double)
 
 
 def _influence(over: Pass) -> Flops:
     """Leverages: the lower half of each pair's matrix, in slices of columns; or one basis for all pairs."""
     sizes = over.plan.sizes
     if not isinstance(over.state[2], np.ndarray):  # a Kronecker product
-        return Flops(2.0 * over.rows * sizes.d * (sizes.d + sizes.k) + _value(over).double)
+        return _of_type(2.0 * over.rows * sizes.d * (sizes.d + sizes.k), over.state[4], _value(over).double)
     count = max(1, round(sizes.d / linear._COLUMNS))
     pairs = linear.hessian_pairs(sizes.loss)
-    return Flops(pairs * over.rows * sizes.d**2 * (1 + 1 / count) + _value(over).double)
+    products = pairs * over.rows * sizes.d**2 * (1 + 1 / count)
+    return _of_type(products, over.state[4], _value(over).double)
+
+
+def _of_type(products: float, single: bool, double: float) -> Flops:
+    """Products of the type that `solver.precision` has led to, and others of float64."""
+    return Flops(double, products) if single else Flops(products + double)
 
 
 def _top_k(over: Pass) -> Flops:
