@@ -99,6 +99,12 @@ def _of_type(products: float, single: bool, double: float) -> Flops:
     return Flops(double, products) if single else Flops(products + double)
 
 
+def _values(over: Pass) -> Flops:
+    """Curvature in a Kronecker product's basis."""
+    sizes = over.plan.sizes
+    return Flops(2.0 * over.rows * sizes.d * (sizes.d + sizes.k) + _logits(over).double)
+
+
 def _top_k(over: Pass) -> Flops:
     d, k, m = over.state.columns.shape
     return Flops(single=2.0 * over.rows * k * m * (d + 1))
@@ -114,6 +120,7 @@ _FORMULAS: Mapping[str, Callable[[Pass], Flops] | None] = {
     "_shard_hessian": _hessian,
     "_shard_curvature": _logits,
     "_shard_influence": _influence,
+    "_shard_values": _values,
     "_shard_top_k": _top_k,
     "_shard_mean": _logits,
     "_shard_loss": _logits,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -123,8 +124,6 @@ def test_rates_are_those_of_this_machine() -> None:
 
 
 def _seconds(a: np.ndarray) -> float:
-    import time
-
     start = time.perf_counter()
     a @ a
     return time.perf_counter() - start
@@ -141,3 +140,12 @@ def test_the_table_has_every_stage(
         assert f"{stage['seconds']:.2f}" in line
     assert "GF/s in float64" in printed
     assert "counted: products of matrices" in printed
+
+
+def test_products_of_float32_count_as_such(folder: Path) -> None:
+    settings = {"solver": {"kind": "direct", "precision": "float32"}}
+    found = stages(influence_batch.audit(planted.config(folder, name="single", **settings), profile=True))
+    pairs = K * (K - 1) / 2
+    # Of a Hessian, and of leverages with one slice of columns.
+    assert found["influence"]["flops_float32"] == pytest.approx(3 * pairs * N * D**2)
+    assert found["influence"]["flops_float64"] == pytest.approx(6 * N * D * K + (K * D) ** 3)
