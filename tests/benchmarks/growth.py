@@ -107,6 +107,8 @@ def draw(sizes: dict[str, list[int]], found: dict[str, dict[str, list[float]]], 
             width = 2.5 if stage == "all" else 1.2
             axes.plot(sizes[name], seconds, marker="o", linewidth=width, label=f"{stage} ({steep:.2f})")
         axes.set(xscale="log", yscale="log", xlabel=f"{name}: {NAMES[name]}")
+        axes.set_xticks(sizes[name], [f"{size:,}" for size in sizes[name]], fontsize="x-small")
+        axes.set_xticks([], minor=True)
         axes.legend(title="stage (slope)", fontsize="small")
     figure.axes[0].set_ylabel("seconds")
     figure.suptitle(
