@@ -77,7 +77,10 @@ def _run_name() -> str:
     on_crashed=[notify],
 )
 def audit_flow(
-    config: str | dict[str, Any], overrides: list[str] | None = None, reports: str | None = None
+    config: str | dict[str, Any],
+    overrides: list[str] | None = None,
+    reports: str | None = None,
+    profile: bool = False,
 ) -> dict[str, Any]:
     """Audit a dataset: the same stages as `influence_batch.audit`, each a task.
 
@@ -85,6 +88,7 @@ def audit_flow(
         config: Path of a YAML config on the machine that runs the audit, or its content.
         overrides: Keys of the config to change for this run, each as `key.key=value`: `model.l2=1e-4`.
         reports: Folder of the reports, in the place of the config's.
+        profile: Also write to run.json where time, memory and operations go by stage.
 
     Returns:
         What `influence-batch audit --json` prints.
@@ -95,7 +99,7 @@ def audit_flow(
     checked = load_config(config, overrides or (), reports)
     tell_of_killed_run(checked)
     with terminal_progress() as progress:
-        outcome = run(checked, progress, _stage)
+        outcome = run(checked, progress, _stage, profile=profile)
     leave_artifacts(outcome)
     if failed := failed_gates(outcome.run):
         raise GateError("\n".join(failed), outcome.summary())

@@ -42,32 +42,44 @@ for _command in (history, review, export_labels, compare):
 @REPORTS
 @JSON
 @click.option("--junit", type=click.Path(path_type=Path), help="Write the gates to a JUnit XML file.")
+@click.option("--profile", is_flag=True, help="Say where time, memory and operations go, by stage.")
 @answers_in_words
 def audit(
-    config: Path, overrides: tuple[str, ...], reports: str | None, as_json: bool, junit: Path | None
+    config: Path,
+    overrides: tuple[str, ...],
+    reports: str | None,
+    as_json: bool,
+    junit: Path | None,
+    profile: bool,
 ) -> None:
     """Audit the dataset that CONFIG describes and write a report.
 
     Exit codes: 0 done, 1 the run failed, 2 bad input or config, 3 done and past a gate of the config.
     """
     if junit is None:
-        summary, failed = _audit(config, overrides, reports)
+        summary, failed = _audit(config, overrides, reports, profile)
     else:
         from influence_batch.junit import check_junit, write_junit
 
         check_junit(junit)
         with _failure_told_in(junit, config.stem):
-            summary, failed = _audit(config, overrides, reports)
+            summary, failed = _audit(config, overrides, reports, profile)
         write_junit(junit, PurePosixPath(summary["run_dir"]).parent.name, summary["gates"])
     if as_json:
         click.echo(json.dumps(summary))
     else:
         _print_summary(summary)
+        if profile:
+            from flows.profiling import print_profile
+
+            print_profile(summary["run_dir"])
     if failed:
         stop(failed, EXIT_GATE)
 
 
-def _audit(config: Path, overrides: tuple[str, ...], reports: str | None) -> tuple[dict[str, Any], str]:
+def _audit(
+    config: Path, overrides: tuple[str, ...], reports: str | None, profile: bool
+) -> tuple[dict[str, Any], str]:
     """The summary of the run, and which gates it did not pass, in words."""
     from flows.notification import tell_of_killed_run, telling_failures
     from flows.stopping import ending_on_signals
@@ -84,7 +96,7 @@ def _audit(config: Path, overrides: tuple[str, ...], reports: str | None) -> tup
         open_run(*plan_audit(prepare(checked))).close()
     try:
         with ending_on_signals():
-            return _run_flow(config, overrides, reports), ""
+            return _run_flow(config, overrides, reports, profile), ""
     except GateError as error:
         return dict(error.summary), str(error)
     except KeyboardInterrupt:
@@ -104,7 +116,7 @@ def _failure_told_in(junit: Path, audit: str) -> Iterator[None]:
         raise
 
 
-def _run_flow(config: Path, overrides: tuple[str, ...], reports: str | None) -> dict[str, Any]:
+def _run_flow(config: Path, overrides: tuple[str, ...], reports: str | None, profile: bool) -> dict[str, Any]:
     # The command itself says how a run ended; PREFECT_LOGGING_LEVEL=INFO shows Prefect's account of it.
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")
     # Prefect's background workers log to the root that they still have work when a run ends early.
@@ -119,7 +131,7 @@ def _run_flow(config: Path, overrides: tuple[str, ...], reports: str | None) -> 
 
         if server is not None:
             server.wait()
-        summary: dict[str, Any] = audit_flow(str(config), list(overrides), reports)
+        summary: dict[str, Any] = audit_flow(str(config), list(overrides), reports, profile)
     return summary
 
 

@@ -56,6 +56,7 @@ from influence_batch.preparation import (
     prepare,
     require_unchanged,
 )
+from influence_batch.profile import Profile
 from influence_batch.report import Report, RunWriter
 from influence_batch.self_check import check_influence
 from influence_batch.solvers import SolveResult, Status
@@ -86,6 +87,7 @@ def audit(
     reports: str | Path | None = None,
     progress: Progress = quiet,
     verdicts: pd.DataFrame | None = None,
+    profile: bool = False,
 ) -> Report:
     """Audit a dataset, in this process or on Dask as the config says, and return its report.
 
@@ -98,12 +100,14 @@ def audit(
             `mislabeled`, `correct` or `ambiguous`; `given_label` and `row_fingerprint`, where they are
             known, so that what was said of a row that has changed since is left out; `corrected_label`.
             They come on top of those that `influence-batch review` has stored.
+        profile: also write to run.json, under `profile`, where time, memory and operations go by stage.
 
     Raises:
         InputError: config or data cannot be audited as they are.
         RunError: the audit could not be completed.
     """
-    return Report(run(load_config(config, overrides, reports), progress, verdicts=verdicts).run_dir)
+    checked = load_config(config, overrides, reports)
+    return Report(run(checked, progress, verdicts=verdicts, profile=profile).run_dir)
 
 
 def run(
@@ -111,18 +115,19 @@ def run(
     progress: Progress = quiet,
     wrap: Wrap = lambda name, stage: stage,
     verdicts: pd.DataFrame | None = None,
+    profile: bool = False,
 ) -> Outcome:
     """All stages of an audit, in order; what a killed run has finished is taken over.
 
     Args:
         wrap: makes a stage out of its name and its function.
-        verdicts: as `audit` takes them.
+        verdicts, profile: as `audit` takes them.
 
     Raises:
         InputError: the data cannot be audited as they are.
         RunError: the audit could not be completed.
     """
-    clock = Clock()
+    clock = Profile(config) if profile else Clock()
     with clock("prepare"):
         prepared, plan = plan_audit(prepare(config, verdicts))
     threads = getattr(config.cluster, "threads_per_worker", 1)
@@ -132,6 +137,8 @@ def run(
             config.cluster, plan.cache_bytes, worker_memory=plan.worker_bytes(threads), scratch=writer.scratch
         ) as executor,
     ):
+        if isinstance(clock, Profile):
+            executor = clock.watch(executor, plan)
         with clock("read"):
             data = wrap("read", read)(prepared, plan, executor, writer.store, progress)
         with clock("fit"):

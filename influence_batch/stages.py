@@ -256,5 +256,9 @@ class Clock:
     def __enter__(self) -> None:
         self._start = time.perf_counter()
 
+    def described(self) -> dict[str, Any]:
+        """What run.json has of it beside the seconds; see `profile.Profile`."""
+        return {}
+
     def __exit__(self, *_: object) -> None:
         self.seconds[self._stage] = time.perf_counter() - self._start

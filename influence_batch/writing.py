@@ -97,6 +97,7 @@ def write(
             )
     require_unchanged(data.prepared)
     record = run_record(data, model, explained, crossed, found, clock.seconds)
+    record |= clock.described()
     record["history"] = compared.record
     record["detection"] |= measured
     record["notes"] += compared.notes

@@ -2,7 +2,7 @@
 
 from influence_batch.execution.clusters import local_workers, open_executor
 from influence_batch.execution.gather import gather_rows
-from influence_batch.execution.in_process import InProcessExecutor
+from influence_batch.execution.in_process import InProcessExecutor, beside
 from influence_batch.execution.reduction import Executor, Reduction, RowArray, ShardedSource, add, in_order
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "RowArray",
     "ShardedSource",
     "add",
+    "beside",
     "gather_rows",
     "in_order",
     "local_workers",

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from influence_batch.execution.reduction import MapFunction, Reduction, RowArray, ShardedSource, cut
+from influence_batch.execution.reduction import Executor, MapFunction, Reduction, RowArray, ShardedSource, cut
 from influence_batch.execution.scratch import Scratch
 
 T = TypeVar("T")
+
+
+def beside(executor: Executor) -> Executor:
+    """An executor of this process for what is in memory already, watched where the given one is."""
+    watched: Callable[[], Executor] | None = getattr(executor, "beside", None)
+    return InProcessExecutor(0) if watched is None else watched()
 
 
 class InProcessExecutor:

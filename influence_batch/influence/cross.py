@@ -15,11 +15,17 @@ from influence_batch.execution.reduction import Rows
 from influence_batch.influence.chunks import row_chunks
 from influence_batch.influence.leave_one_out import TrainInfluence
 from influence_batch.influence.objective import Objective
+from influence_batch.influence.screening import OutOfRangeError, Pairs, Screen
 from influence_batch.models import Loss, linear
 from influence_batch.solvers import InverseHessian, SolveResult
+from influence_batch.threads import in_threads
 
 Estimator = Literal["leave_one_out", "first_order"]
 DIRECTIONS = ("harmful", "helpful")
+# Pairs that wait to be computed in float64 are at most so many times those that are wanted.
+_MOST_KEPT = 32
+# Test points whose pairs one thread computes at a time.
+_POINTS = 16
 
 
 @dataclass(frozen=True)
@@ -76,7 +82,15 @@ def top_k_columns(top: TopK, test_ids: pa.Array, train_ids: Any) -> dict[str, An
 
 
 class _State(NamedTuple):
-    solution: np.ndarray
+    """What every shard gets.
+
+    Attributes:
+        solutions: (m, k, d) H^-1 of the test points' gradients.
+        columns: (d, k, m) the same in float32, of norm 1; (d, k - 1, m) contrasts where logits interact.
+    """
+
+    solutions: np.ndarray
+    columns: np.ndarray
     n_total: float
     top_k: int
     estimator: Estimator
@@ -111,8 +125,10 @@ def cross_influence(
         The strongest examples, and the solve with a residual for each test point.
     """
     result = inverse.solve(test_gradients(objective, weights, block))
+    solutions = _by_point(result.solution, objective.k)
     state = _State(
-        result.solution,
+        solutions,
+        _columns(solutions, not objective.loss.separable, np.float32),
         objective.n,
         top_k,
         estimator,
@@ -169,23 +185,100 @@ def influence_of_some(
     return _contract(residual, linear.project(solution, features)) / n_total
 
 
+def _by_point(solution: np.ndarray, k: int) -> np.ndarray:
+    """m parameter vectors (p, m) as (m, k, d)."""
+    return np.ascontiguousarray(solution.T).reshape(solution.shape[1], k, -1)
+
+
+def _columns(solutions: np.ndarray, contrasts: bool, dtype: type) -> np.ndarray:
+    """What scores are made with; see `_State`. Residuals of logits that interact sum to 0."""
+    vectors = solutions[:, :-1] - solutions[:, -1:] if contrasts else solutions
+    norms = np.linalg.norm(vectors.reshape(len(vectors), -1), axis=1)
+    scaled = vectors / np.where(norms > 0, norms, 1.0)[:, None, None]
+    return np.ascontiguousarray(scaled.transpose(2, 1, 0), dtype=dtype)
+
+
 def _shard_top_k(shard: Shard, state: _State, rows: Rows) -> TopK:
-    m = state.solution.shape[1]
-    k = rows["residual"].shape[1]
-    total = _empty(m, state.top_k)
-    columns = linear.by_feature(state.solution, shard.features.shape[1])
-    for part in row_chunks(len(shard.features), 8.0 * m * (k + 4)):
-        moved = (shard.features[part] @ columns).reshape(-1, k, m)
-        first = _contract(rows["residual"][part], moved) / state.n_total
-        corrected = _contract(rows["corrected"][part], moved) / state.n_total
-        score = (corrected if state.estimator == "leave_one_out" else first).copy()
-        numbers = np.arange(part.start, part.stop) + shard.start
-        if state.labels is not None:
-            score[shard.targets[part][:, None] != state.labels[None, :]] = 0.0
-        own = state.train_rows - numbers[0]
-        inside = np.flatnonzero((own >= 0) & (own < len(numbers)) & (state.train_rows >= 0))
-        score[own[inside], inside] = 0.0
-        total = merge_top_k(total, _select(score, first, corrected, numbers, state.top_k))
+    """Pairs that may be among the strongest by products in float32; of these the strongest, in float64."""
+    try:
+        return _screened(shard, state, state.columns, rows)
+    except OutOfRangeError:
+        contrasts = state.columns.shape[1] < state.solutions.shape[1]
+        return _screened(shard, state, _columns(state.solutions, contrasts, np.float64), rows)
+
+
+def _screened(shard: Shard, state: _State, columns: np.ndarray, rows: Rows) -> TopK:
+    m, top_k = len(state.solutions), state.top_k
+    total = _empty(m, top_k)
+    residual = rows["corrected" if state.estimator == "leave_one_out" else "residual"]
+    residual = residual[:, : columns.shape[1]]
+    residual = residual / (np.abs(residual).max(initial=0.0) or 1.0)
+    screen = Screen(columns, top_k)
+
+    for part in row_chunks(len(shard.features), screen.bytes_per_row()):
+
+        def barred(scores: np.ndarray, piece: slice, part: slice = part) -> None:
+            first = part.start + piece.start
+            if state.labels is not None:
+                targets = shard.targets[first : first + len(scores)]
+                scores[targets[:, None] != state.labels[None, :]] = 0.0
+            own = state.train_rows - (shard.start + first)
+            inside = np.flatnonzero((own >= 0) & (own < len(scores)) & (state.train_rows >= 0))
+            scores[own[inside], inside] = 0.0
+
+        screen.add(shard.features[part], residual[part], part.start, barred)
+        if screen.n_kept > _MOST_KEPT * top_k * m:
+            total = merge_top_k(total, _exact(shard, state, rows, screen.take()))
+    return merge_top_k(total, _exact(shard, state, rows, screen.take()))
+
+
+def _exact(shard: Shard, state: _State, rows: Rows, pairs: list[Pairs]) -> TopK:
+    """The strongest of some pairs, by direction (rows of the shard), from influences in float64."""
+    m = len(state.solutions)
+    row = np.concatenate([of.rows for of in pairs])
+    point = np.concatenate([of.points for of in pairs])
+    # What is near to 0 can be a pair of both directions.
+    row, point = np.divmod(np.unique(row * m + point), m)
+    order = np.argsort(point, kind="stable")
+    row, point = row[order], point[order]
+    edges = np.searchsorted(point, np.arange(m + 1))
+    moved = np.empty((len(row), state.solutions.shape[1]))
+
+    def some(points: range) -> None:
+        for t in points:
+            for part in row_chunks(edges[t + 1] - edges[t], 8.0 * shard.features.shape[1]):
+                here = slice(edges[t] + part.start, edges[t] + part.stop)
+                np.matmul(np.take(shard.features, row[here], axis=0), state.solutions[t].T, out=moved[here])
+
+    in_threads(some, [range(start, min(start + _POINTS, m)) for start in range(0, m, _POINTS)])
+    first = np.einsum("ck,ck->c", moved, rows["residual"][row]) / state.n_total
+    corrected = np.einsum("ck,ck->c", moved, rows["corrected"][row]) / state.n_total
+    score = corrected if state.estimator == "leave_one_out" else first
+    return _strongest(score, first, corrected, row + shard.start, point, m, state.top_k)
+
+
+def _strongest(
+    score: np.ndarray,
+    first: np.ndarray,
+    corrected: np.ndarray,
+    row: np.ndarray,
+    point: np.ndarray,
+    m: int,
+    top_k: int,
+) -> TopK:
+    """The strongest of some pairs (c,) each; a score of 0 takes no part."""
+    total = _empty(m, top_k)
+    for direction, sign in enumerate((-1.0, 1.0)):
+        order = np.lexsort((row, -sign * score, point))
+        order = order[sign * score[order] > 0]
+        counts = np.bincount(point[order], minlength=m)
+        rank = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
+        order, rank = order[rank < top_k], rank[rank < top_k]
+        at = (direction, point[order], rank)
+        total.rows[at] = row[order]
+        total.strength[at] = sign * score[order]
+        total.first_order[at] = first[order]
+        total.leave_one_out[at] = corrected[order]
     return total
 
 
@@ -199,7 +292,7 @@ def _contract(residual: np.ndarray, moved: np.ndarray) -> np.ndarray:
 
 def _empty(m: int, top_k: int) -> TopK:
     nothing = np.full((2, m, top_k), np.nan)
-    return TopK(np.full((2, m, top_k), -1), np.full((2, m, top_k), -1.0), nothing, nothing)
+    return TopK(np.full((2, m, top_k), -1), np.full((2, m, top_k), -1.0), nothing, nothing.copy())
 
 
 def merge_top_k(left: TopK, right: TopK) -> TopK:
@@ -220,36 +313,12 @@ def merge_top_k(left: TopK, right: TopK) -> TopK:
     )
 
 
-def _select(
-    score: np.ndarray, first: np.ndarray, corrected: np.ndarray, numbers: np.ndarray, top_k: int
-) -> TopK:
-    """The strongest of some examples (n, m), in no order; a score of 0 takes no part."""
-    n, m = score.shape
-    count = min(top_k, n)
-    by_point = np.ascontiguousarray(score.T)
-    at = np.arange(m)[:, None]
-    picked = []
-    for sign in (1.0, -1.0):
-        if count < n:
-            where = np.argpartition(sign * by_point, count - 1, axis=1)[:, :count]
-        else:
-            where = np.broadcast_to(np.arange(n), (m, n))
-        strength = -sign * by_point[at, where]
-        valid = strength > 0
-        picked.append(
-            (
-                np.where(valid, numbers[where], -1),
-                np.where(valid, strength, -1.0),
-                np.where(valid, first[where, at], np.nan),
-                np.where(valid, corrected[where, at], np.nan),
-            )
-        )
-    return TopK(*(np.stack(pair) for pair in zip(*picked, strict=True)))
-
-
 def work_of_cross_influence(shard: Shard, loss: Loss, weights: np.ndarray, m: int, top_k: int) -> None:
     """What one shard does for m test points; for measuring its time."""
     solution = np.random.default_rng(0).standard_normal((weights.size, m))
-    state = _State(solution, float(len(shard.targets)), top_k, "leave_one_out", None, np.full(m, -1))
+    solutions = _by_point(solution, loss.outputs)
+    columns = _columns(solutions, not loss.separable, np.float32)
+    n = float(len(shard.targets))
+    state = _State(solutions, columns, n, top_k, "leave_one_out", None, np.full(m, -1))
     residual = loss.residual(linear.logits(weights, shard.features), shard.targets)
     _shard_top_k(shard, state, {"residual": residual, "corrected": residual})

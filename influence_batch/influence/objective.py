@@ -15,7 +15,7 @@ import numpy as np
 from scipy.linalg import LinAlgError, cho_factor, cho_solve, eigh
 
 from influence_batch.dataset.shards import Dataset, Shard
-from influence_batch.execution import Executor, InProcessExecutor, gather_rows
+from influence_batch.execution import Executor, beside, gather_rows
 from influence_batch.execution.reduction import Rows, add, sum_over_shards
 from influence_batch.influence.chunks import CACHED_BYTES, WORKING_BYTES, row_chunks
 from influence_batch.influence.kronecker import kronecker
@@ -138,7 +138,7 @@ class Objective:
         return replace(
             self,
             dataset=OneShard(shard),  # type: ignore[arg-type]
-            executor=InProcessExecutor(0),
+            executor=beside(self.executor),
             example_weights=weights,
             near_inverse=None,
         )

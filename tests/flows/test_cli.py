@@ -114,6 +114,7 @@ def test_people_get_a_table_and_progress_in_a_terminal(digits: Path, environment
             *audit_arguments(digits, "detection.budget=3", "gates.suspects=2", "gates.new_suspects=3"),
             "--junit",
             str(digits / "gates.xml"),
+            "--profile",
         ],
         stdout=subprocess.PIPE,
         stderr=other,
@@ -140,6 +141,8 @@ def test_people_get_a_table_and_progress_in_a_terminal(digits: Path, environment
     assert "The 3 most suspect of 3" in stdout
     assert "3 suspects among 1437 examples; estimated errors: " in stdout
     assert f"report: {digits / 'reports' / 'digits' / 'run_id='}" in stdout
+    assert "Where time and memory went" in stdout
+    assert "cross_influence" in stdout
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

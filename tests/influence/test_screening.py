@@ -1,0 +1,119 @@
+"""What float32 decides on the way to the strongest pairs, against all pairs in float64."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from influence_batch.dataset.shards import Shard
+from influence_batch.influence import cross as cross_module
+from influence_batch.influence.cross import TopK, _by_point, _columns, _shard_top_k, _State
+from influence_batch.influence.screening import OutOfRangeError, Screen
+
+N, D, K, M, TOP_K = 3000, 12, 3, 7, 6
+
+
+def _problem(seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Features (n, d), residuals (n, k) that sum to 0, solutions (p, m)."""
+    random = np.random.default_rng(seed)
+    residual = random.standard_normal((N, K))
+    residual -= residual.mean(axis=1, keepdims=True)
+    return random.standard_normal((N, D)), residual, random.standard_normal((K * D, M))
+
+
+def _top_k(
+    features: np.ndarray, residual: np.ndarray, solution: np.ndarray, labels: np.ndarray | None = None
+) -> TopK:
+    solutions = _by_point(solution, K)
+    state = _State(
+        solutions, _columns(solutions, True, np.float32), 1.0, TOP_K, "first_order", labels, np.full(M, -1)
+    )
+    shard = Shard(0, features, np.arange(len(features)) % 5)
+    return _shard_top_k(shard, state, {"residual": residual, "corrected": 2.0 * residual})
+
+
+def _expect_all_pairs(
+    top: TopK,
+    features: np.ndarray,
+    residual: np.ndarray,
+    solution: np.ndarray,
+    labels: np.ndarray | None = None,
+) -> None:
+    scores = np.einsum("ik,ij,kjt->it", residual, features, solution.reshape(K, D, M))
+    if labels is not None:
+        scores[(np.arange(len(features)) % 5)[:, None] != labels] = 0.0
+    for direction, sign in enumerate((-1.0, 1.0)):
+        for t in range(M):
+            strength = sign * scores[:, t]
+            order = np.argsort(-strength, kind="stable")[:TOP_K]
+            order = order[strength[order] > 0]
+            np.testing.assert_array_equal(top.rows[direction, t, : len(order)], order)
+            assert np.all(top.rows[direction, t, len(order) :] == -1)
+            found = top.first_order[direction, t, : len(order)]
+            np.testing.assert_allclose(found, scores[order, t], rtol=1e-9)
+            np.testing.assert_allclose(top.leave_one_out[direction, t, : len(order)], 2 * found, rtol=1e-12)
+
+
+def test_what_float32_cannot_tell_apart_is_ranked_in_float64() -> None:
+    """200 copies of the strongest example, each stronger than the last by less than float32 resolves."""
+    features, residual, solution = _problem()
+    scores = np.einsum("ik,ij,kjt->it", residual, features, solution.reshape(K, D, M))
+    strongest = int(np.argmax(scores[:, 0]))
+    places = np.random.default_rng(1).choice(N, 200, replace=False)
+    features[places] = features[strongest]
+    residual[places] = residual[strongest] * (1 + 1e-9 * np.arange(200))[:, None]
+    assert len(np.unique(residual[places].astype(np.float32))) < 20
+    _expect_all_pairs(_top_k(features, residual, solution), features, residual, solution)
+
+
+@pytest.mark.parametrize("scale", [1e-40, 1e-12, 1e12, 1e40])
+def test_features_of_any_size(scale: float) -> None:
+    features, residual, solution = _problem()
+    features *= scale
+    solution /= scale
+    _expect_all_pairs(_top_k(features, residual, solution), features, residual, solution)
+
+
+def test_one_example_of_another_size_than_the_rest() -> None:
+    features, residual, solution = _problem()
+    features[17] *= 1e6
+    residual[18] *= 1e6
+    _expect_all_pairs(_top_k(features, residual, solution), features, residual, solution)
+
+
+def test_examples_without_influence_take_no_part() -> None:
+    features, residual, solution = _problem()
+    residual[5:] = 0.0
+    features[2] = 0.0
+    _expect_all_pairs(_top_k(features, residual, solution), features, residual, solution)
+
+
+def test_labels_with_fewer_examples_than_are_wanted() -> None:
+    features, residual, solution = _problem()
+    some = slice(0, 12)  # at most three of a label
+    labels = np.arange(M) % 6  # and one that no example has
+    top = _top_k(features[some], residual[some], solution, labels)
+    _expect_all_pairs(top, features[some], residual[some], solution, labels)
+
+
+def test_what_waits_is_computed_before_it_takes_much_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cross_module, "_MOST_KEPT", 0)
+    monkeypatch.setattr("influence_batch.influence.chunks.WORKING_BYTES", 20_000)
+    features, residual, solution = _problem()
+    _expect_all_pairs(_top_k(features, residual, solution), features, residual, solution)
+
+
+def test_few_pairs_are_left_for_float64() -> None:
+    features, residual, solution = _problem()
+    screen = Screen(_columns(_by_point(solution, K), True, np.float32), TOP_K)
+    for start in range(0, N, 500):
+        screen.add(features[start : start + 500], residual[start : start + 500, :-1], start)
+    for pairs in screen.take():
+        assert TOP_K * M <= len(pairs.rows) < 1.5 * TOP_K * M
+
+
+def test_out_of_range_is_said() -> None:
+    features, residual, solution = _problem()
+    screen = Screen(_columns(_by_point(solution, K), True, np.float32), TOP_K)
+    with pytest.raises(OutOfRangeError):
+        screen.add(1e39 * features, residual[:, :-1], 0)
