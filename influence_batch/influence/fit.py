@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
@@ -91,9 +92,10 @@ def fit(
     """
     scale = objective.gradient_scale()
     most = _most_iterations(objective) if may_assemble else _CG_ITERATIONS
-    method, small = _first_method(objective), sample(objective)
-    objective, weights, point = _begun(objective, small, start, tolerance * scale, may_assemble)
-    previous, renewals, iteration = np.inf, _RENEWALS if small is not None else 0, 0
+    whole, method = objective, _first_method(objective)
+    small_of = cache(lambda: sample(whole))
+    objective, weights, point = _begun(objective, small_of, start, tolerance * scale, may_assemble)
+    previous, renewals, iteration = np.inf, _RENEWALS, 0
     # Where curvature all but vanishes (a saturated hinge) Newton steps are wild: damping them as
     # Levenberg and Marquardt do, only while steps get cut, keeps the end quadratic.
     damping, unit = 0.0, float(np.trace(objective.gram)) / objective.d
@@ -118,8 +120,9 @@ def fit(
         if iteration >= max_iterations or not np.isfinite(norm):
             break
         if quasi:
-            quasi = renewals > 0
-            if quasi:
+            small = small_of() if renewals > 0 else None
+            quasi = small is not None
+            if small is not None:
                 objective, renewals = _with_near(objective, small, weights, may_assemble), renewals - 1
             continue
         forcing = min(0.1, np.sqrt(norm), 0.5 * norm / previous if previous < np.inf else 0.1)
@@ -165,7 +168,7 @@ def sample(objective: Objective) -> Objective | None:
 
 def _begun(
     objective: Objective,
-    small: Objective | None,
+    small_of: Callable[[], Objective | None],
     start: np.ndarray | None,
     goal: float,
     may_assemble: bool,
@@ -174,9 +177,13 @@ def _begun(
     weights = np.zeros((objective.k, objective.d)) if start is None else start
     point = objective.at(weights)
     norm = float(np.linalg.norm(point.gradient))
-    if small is None or (start is not None and norm <= goal):
+    near = start is not None and norm <= _NEAR * objective.gradient_scale()
+    if (near and objective.near_inverse is not None) or (start is not None and norm <= goal):
         return objective, weights, point
-    if start is None or norm > _NEAR * objective.gradient_scale():
+    small = small_of()
+    if small is None:
+        return objective, weights, point
+    if not near:
         try:
             found = fit(
                 small, _SAMPLE_TOLERANCE, start=start, may_assemble=may_assemble, polished=_SAMPLE_TOLERANCE
@@ -189,11 +196,8 @@ def _begun(
     return _with_near(objective, small, weights, may_assemble), weights, point
 
 
-def _with_near(
-    objective: Objective, small: Objective | None, weights: np.ndarray, may_assemble: bool
-) -> Objective:
+def _with_near(objective: Objective, small: Objective, weights: np.ndarray, may_assemble: bool) -> Objective:
     """The objective with the inverse of its sample's Hessian here as the preconditioner."""
-    assert small is not None
     hessian = small.hessian(weights)
     try:
         if may_assemble and _most_iterations(objective) < _REST:

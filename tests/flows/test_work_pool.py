@@ -95,7 +95,7 @@ def test_a_worker_of_a_pool_runs_the_deployment_through_to_a_report(
     assert found["schedules"][0]["schedule"]["cron"] == "0 2 * * *"
     assert found["schedules"][0]["schedule"]["timezone"] == "Europe/Berlin"
     parameters = found["parameter_openapi_schema"]["properties"]
-    assert set(parameters) == {"config", "overrides", "reports"}
+    assert set(parameters) == {"config", "overrides", "reports", "profile"}
     assert all(parameter["description"] for parameter in parameters.values())
 
     worker = [*PREFECT, "worker", "start", "--pool", "nightly"]
