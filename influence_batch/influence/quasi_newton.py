@@ -11,11 +11,11 @@ from influence_batch.influence.line_search import line_search
 from influence_batch.influence.objective import Objective, Point
 
 # Pairs of a step and the change of the gradient along it that are kept, of so many bytes at most.
-_PAIRS, _PAIR_BYTES = 30, 256 * 1024**2
+_PAIRS, _PAIR_BYTES = 60, 64 * 1024**2
 # Steps are worth their passes while so many of them make the gradient so much smaller.
-_WINDOW, _FALL = 8, 0.3
+_WINDOW, _FALL = 15, 0.5
 # Steps without a smaller gradient after which rounding must be what sets it.
-_PATIENCE = 4
+_PATIENCE = 8
 
 
 def quasi_newton(

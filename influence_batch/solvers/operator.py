@@ -34,10 +34,12 @@ class Kronecker(NamedTuple):
     def backsolve(self, right_hand_sides: np.ndarray) -> np.ndarray:
         """H^-1 V for V (p, m)."""
         k, d = self.values.shape
-        parts = np.tensordot(self.basis.T, right_hand_sides.reshape(k, d, -1), 1)
-        parts = np.matmul(self.transform, parts) / self.values[:, :, None]
-        parts = np.tensordot(self.basis, np.matmul(self.transform.T, parts), 1)
-        return parts.reshape(right_hand_sides.shape)
+        # Features first: one product with B for all k of a column, in the place of k.
+        parts = right_hand_sides.reshape(k, d, -1).transpose(1, 0, 2)
+        parts = np.tensordot(self.transform, np.matmul(self.basis.T, parts), 1)
+        parts = parts / self.values.T[:, :, None]
+        parts = np.matmul(self.basis, np.tensordot(self.transform.T, parts, 1))
+        return parts.transpose(1, 0, 2).reshape(right_hand_sides.shape)
 
 
 class Operator(Protocol):
