@@ -31,6 +31,8 @@ _REST = 50
 _NEAR = 1e-3
 # Where quasi-Newton steps get slow the sample's Hessian is formed anew, so many times.
 _RENEWALS = 2
+# They have this share of the iterations that are allowed: Newton's method, which needs few, has the rest.
+_QUASI_SHARE = 0.75
 # A fit begins near the optimum of one row in so many, of so many rows at least and so many bytes at most.
 # The gradient of all rows is larger there, by chance, but a looser tolerance takes more passes after.
 _SAMPLED, _LEAST_SAMPLE, _MOST_SAMPLED = 8, 4096, 64 * 1024**2
@@ -110,7 +112,7 @@ def fit(
     progress(0, float(np.linalg.norm(point.gradient)) / scale)
     while True:
         if quasi:
-            goal, left = polished * scale, max_iterations - iteration
+            goal, left = polished * scale, int(_QUASI_SHARE * max_iterations) - iteration
             weights, point, _ = quasi_newton(objective, weights, point, goal, left, took)
         norm = float(np.linalg.norm(point.gradient)) / scale
         if norm <= tolerance:
@@ -120,7 +122,8 @@ def fit(
         if iteration >= max_iterations or not np.isfinite(norm):
             break
         if quasi:
-            small = small_of() if renewals > 0 else None
+            worth_another = renewals > 0 and iteration < int(_QUASI_SHARE * max_iterations)
+            small = small_of() if worth_another else None
             quasi = small is not None
             if small is not None:
                 objective, renewals = _with_near(objective, small, weights, may_assemble), renewals - 1

@@ -88,3 +88,21 @@ def test_a_fit_of_many_rows_is_the_one_of_newtons_method(
     np.testing.assert_allclose(
         objective.at(by_sample.weights).gradient, objective.at(by_newton.weights).gradient, atol=1e-11
     )
+
+
+def test_newtons_method_has_iterations_left_where_quasi_newton_steps_do_not_arrive(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    objective, _ = problem("softmax", n=600)
+    monkeypatch.setattr(fit_module, "_LEAST_SAMPLE", 100)
+    monkeypatch.setattr("influence_batch.influence.quasi_newton._FALL", 1e9)
+
+    def crawling(objective: Objective, *_: object) -> Objective:
+        return objective.with_near_inverse(lambda vectors: 1e-3 * vectors)
+
+    monkeypatch.setattr(fit_module, "_with_near", crawling)
+    seen: list[int] = []
+    found = fit(objective, max_iterations=40, progress=lambda iteration, norm: seen.append(iteration))
+    assert found.gradient_norm < 1e-8
+    assert 30 < found.iterations < 40
+    assert seen == list(range(found.iterations + 1))
