@@ -6,7 +6,7 @@ import json
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from importlib.metadata import version
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -96,7 +96,7 @@ def _audit(
         open_run(*plan_audit(prepare(checked))).close()
     try:
         with ending_on_signals():
-            return _run_flow(config, overrides, reports, profile), ""
+            return _run_flow(config, overrides, reports, profile, telling_failures(checked)), ""
     except GateError as error:
         return dict(error.summary), str(error)
     except KeyboardInterrupt:
@@ -116,7 +116,18 @@ def _failure_told_in(junit: Path, audit: str) -> Iterator[None]:
         raise
 
 
-def _run_flow(config: Path, overrides: tuple[str, ...], reports: str | None, profile: bool) -> dict[str, Any]:
+def _run_flow(
+    config: Path,
+    overrides: tuple[str, ...],
+    reports: str | None,
+    profile: bool,
+    before_the_run: AbstractContextManager[None],
+) -> dict[str, Any]:
+    """The summary of a run of the flow.
+
+    Args:
+        before_the_run: around what can fail while there is no flow run whose hooks would tell of it.
+    """
     # The command itself says how a run ended; PREFECT_LOGGING_LEVEL=INFO shows Prefect's account of it.
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")
     # Prefect's background workers log to the root that they still have work when a run ends early.
@@ -130,7 +141,8 @@ def _run_flow(config: Path, overrides: tuple[str, ...], reports: str | None, pro
         from flows.audit import audit_flow
 
         if server is not None:
-            server.wait()
+            with before_the_run:
+                server.wait()
         summary: dict[str, Any] = audit_flow(str(config), list(overrides), reports, profile)
     return summary
 

@@ -23,7 +23,6 @@ from prefect.settings import PREFECT_API_URL, get_current_settings, temporary_se
 from influence_batch.errors import RunError
 
 _END_SECONDS = 5.0
-_APP = "prefect.server.api.server:create_app"
 # As Prefect starts its own: without pages, and with the services that a run needs.
 _VARIABLES = {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
 

@@ -223,7 +223,9 @@ def explain(data: Data, model: Model, progress: Progress = quiet) -> Explained:
     Raises:
         RunError: H is not positive definite, the solver did not converge, or does not fit into memory.
     """
-    inverse = make_inverse(data, model.objective, model.fit.weights, "influence", progress)
+    # Test points are solved for with it, and their residuals are to be true ones.
+    exact = model.objective.with_single(False)
+    inverse = make_inverse(data, exact, model.fit.weights, "influence", progress)
     result = train_influence(
         model.objective,
         model.fit.weights,

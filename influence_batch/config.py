@@ -190,7 +190,7 @@ class _SolverSection(_Section):
         "raise", description="raise, or flag (the row is written with converged = false)"
     )
     precision: Literal["auto", "float64", "float32"] = Field(
-        "auto", description="auto, float64 or float32: of the products that Hessian and leverages are made of"
+        "auto", description="auto, float64 or float32: of the products that leverages are made of"
     )
 
 

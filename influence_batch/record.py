@@ -231,7 +231,7 @@ def _notes(data: Data, model: Model, explained: Explained, crossed: Crossed, n_t
 
 
 def _note_on_single(error: ApproximationError | None) -> str:
-    return "Hessian and leverages are made of float32 products" + (
+    return "Leverages are made of float32 products" + (
         "."
         if error is None
         else f": on {error.examples} examples self-influence is off by {error.median:.1g} of itself "

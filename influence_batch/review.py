@@ -25,10 +25,10 @@ from influence_batch.report.schema import verdict_schema
 from influence_batch.storage import (
     Place,
     as_input_error,
-    as_os_error,
     as_place,
     children,
     is_remote,
+    parquet_file,
     said,
     write_whole,
 )
@@ -64,8 +64,8 @@ def load_verdicts(audit: Place) -> pd.DataFrame | None:
     frames = []
     for path in _files(audit):
         try:
-            with as_os_error(path), path.open("rb") as stream:
-                table = pq.ParquetFile(stream).read()
+            with parquet_file(path) as opened:
+                table = opened.read()
         except (OSError, pa.ArrowException) as error:
             raise InputError(
                 f"verdicts: {path} cannot be read ({said(error)}); expected a file that influence-batch "

@@ -169,6 +169,22 @@ def read_table(place: Place, columns: Sequence[str] | None = None) -> pa.Table:
         return pq.read_table(place.path, columns=names, partitioning=None, filesystem=place.fs)
 
 
+@contextmanager
+def parquet_file(place: Place) -> Iterator[pq.ParquetFile]:
+    """A Parquet file, opened; on disk without a Python file, see `dataset.files.open_parquet`.
+
+    Raises:
+        OSError: it is not there, or cannot be read.
+        pa.ArrowException: it is no Parquet file.
+    """
+    if isinstance(place, Path):
+        with pq.ParquetFile(place) as file:
+            yield file
+        return
+    with as_os_error(place), place.open("rb") as stream, pq.ParquetFile(stream) as file:
+        yield file
+
+
 def write_whole(place: Place, write: Callable[[Path], None]) -> None:
     """Let `write` make a file of this machine, and give it its place once it is whole.
 

@@ -11,14 +11,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from influence_batch.dataset.lookup import find_rows
 from influence_batch.errors import InputError
 from influence_batch.report.page import plain_cell
 from influence_batch.report.runs import EarlierRun, UnreadableRunError, open_run_folder, run_folders
 from influence_batch.report.schema import VERDICTS as COLUMNS
-from influence_batch.storage import Place, as_input_error, as_os_error, said
+from influence_batch.storage import Place, as_input_error, as_os_error, parquet_file, said
 from influence_batch.verdicts import VERDICTS, as_fingerprint, as_type, fits
 
 NAMES = tuple(column.name for column in COLUMNS)
@@ -80,8 +79,8 @@ def read_file(file: Place) -> pd.DataFrame:
     suffix = file_suffix(file, "review")
     try:
         if suffix == ".parquet":
-            with as_os_error(file), file.open("rb") as stream:
-                frame = pq.ParquetFile(stream).read().to_pandas(integer_object_nulls=True)
+            with parquet_file(file) as opened:
+                frame = opened.read().to_pandas(integer_object_nulls=True)
         else:
             frame = _read_csv(file)
     except FileNotFoundError:

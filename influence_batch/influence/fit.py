@@ -52,7 +52,7 @@ class Fit:
         gradient_norm: of J, relative to the root mean square norm of the examples' gradients at
             zero weights; the number that the tolerance bounds.
         iterations: steps.
-        method: `direct` or `cg` for the Newton systems, `given` for weights that came from a file.
+        method: `lbfgs`, `direct` or `cg` for Newton systems, `given` for weights that came from a file.
     """
 
     weights: np.ndarray
@@ -96,12 +96,14 @@ def fit(
     most = _most_iterations(objective) if may_assemble else _CG_ITERATIONS
     whole, method = objective, _first_method(objective)
     small_of = cache(lambda: sample(whole))
-    objective, weights, point = _begun(objective, small_of, start, tolerance * scale, may_assemble)
+    objective, weights, point = _begun(
+        objective, small_of, start, tolerance * scale, max_iterations, may_assemble
+    )
     previous, renewals, iteration = np.inf, _RENEWALS, 0
     # Where curvature all but vanishes (a saturated hinge) Newton steps are wild: damping them as
     # Levenberg and Marquardt do, only while steps get cut, keeps the end quadratic.
     damping, unit = 0.0, float(np.trace(objective.gram)) / objective.d
-    quasi = objective.near_inverse is not None
+    quasi, quasi_steps = objective.near_inverse is not None, 0
 
     def took(weights: np.ndarray, point: Point) -> None:
         nonlocal iteration
@@ -113,11 +115,14 @@ def fit(
     while True:
         if quasi:
             goal, left = polished * scale, int(_QUASI_SHARE * max_iterations) - iteration
-            weights, point, _ = quasi_newton(objective, weights, point, goal, left, took)
+            weights, point, steps = quasi_newton(objective, weights, point, goal, left, took)
+            quasi_steps += steps
         norm = float(np.linalg.norm(point.gradient)) / scale
         if norm <= tolerance:
             weights, point = _polish(objective, weights, point, method, most, polished * scale)
             norm = float(np.linalg.norm(point.gradient)) / scale
+            if 0 < quasi_steps == iteration:
+                method = "lbfgs"
             return Fit(weights, point.value, norm, iteration, method)
         if iteration >= max_iterations or not np.isfinite(norm):
             break
@@ -174,6 +179,7 @@ def _begun(
     small_of: Callable[[], Objective | None],
     start: np.ndarray | None,
     goal: float,
+    max_iterations: int,
     may_assemble: bool,
 ) -> tuple[Objective, np.ndarray, Point]:
     """Where to begin: at `start` or near the optimum of a sample, its Hessian there as the preconditioner."""
@@ -189,7 +195,12 @@ def _begun(
     if not near:
         try:
             found = fit(
-                small, _SAMPLE_TOLERANCE, start=start, may_assemble=may_assemble, polished=_SAMPLE_TOLERANCE
+                small,
+                _SAMPLE_TOLERANCE,
+                max_iterations,
+                start,
+                may_assemble=may_assemble,
+                polished=_SAMPLE_TOLERANCE,
             )
         except RunError:
             return objective, weights, point

@@ -1,4 +1,4 @@
-"""Whether Hessians and leverages may be made of float32 products, in half the time."""
+"""Whether leverages, and Hessians for them alone, may be made of float32 products, in half the time."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SHARE = 0.01
 def takes_single(objective: Objective, asked: str) -> bool:
     """Whether float32 products are asked for, or worth it, and safe.
 
-    Rounding moves the Hessian by at most some `eps |X'X/n|` (Frobenius norm, curvatures of at most 1), which
+    Rounding moves H by some `eps c |X'X/n|` at most (Frobenius norm, curvatures of at most c), which
     moves H^-1, relative to itself, by that over H's least eigenvalue.
 
     Args:
@@ -32,5 +32,7 @@ def takes_single(objective: Objective, asked: str) -> bool:
     if len(objective.penalty) - len(penalised) > 1:
         return False
     least = float(penalised.min(initial=np.inf)) + objective.damping
-    error = float(np.finfo(np.float32).eps) * float(np.linalg.norm(objective.gram))
+    # Of all losses only a hinge that is hardly smooth bends by more than 1.
+    curvature = max(1.0, 0.25 / getattr(objective.loss, "temperature", 1.0))
+    error = float(np.finfo(np.float32).eps) * curvature * float(np.linalg.norm(objective.gram))
     return error <= _SHARE * least < np.inf

@@ -194,16 +194,20 @@ def read_history(folder: Place) -> pd.DataFrame:
     """
     folders, foreign = run_folders(folder)
     notes = [f"The folder {name} is no run: left out." for name in foreign]
-    runs: list[EarlierRun] = []
-    for found in each(_opened, folders):
-        if isinstance(found, EarlierRun):
-            runs.append(found)
-        else:
-            notes.append(f"{found}: left out.")
+    found = list(zip(folders, each(_opened, folders), strict=True))
+    runs = [run for _, run in found if isinstance(run, EarlierRun)]
     lines = [_line(run.run_id, run.started, run.record) for run in runs]
     there = {path.name[len("run_id=") :] for path in folders}
-    removed = [line for line in _carried_on(runs, notes) if line["run_id"] not in there]
-    frame = _frame(sorted([*lines, *removed], key=lambda line: order_of(line["run_id"])))
+    read = {run.run_id for run in runs}
+    # Of a run that is there and cannot be read the line stays: it may be read again one day, or be removed.
+    carried = [line for line in _carried_on(runs, notes) if line["run_id"] not in read]
+    known = {line["run_id"] for line in carried}
+    for path, run in found:
+        if not isinstance(run, EarlierRun):
+            kept = path.name[len("run_id=") :] in known
+            notes.append(f"{run}: " + ("what a later run knows of it stands." if kept else "left out."))
+    removed = [line for line in carried if line["run_id"] not in there]
+    frame = _frame(sorted([*lines, *carried], key=lambda line: order_of(line["run_id"])))
     frame.attrs["notes"] = notes
     frame.attrs["removed"] = [line["run_id"] for line in removed]
     return frame

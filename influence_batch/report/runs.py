@@ -10,9 +10,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from influence_batch.storage import Place, as_os_error, children, each, is_file, is_remote, read_text, said
+from influence_batch.storage import Place, children, each, is_file, is_remote, parquet_file, read_text, said
 
 _RUN_ID = re.compile(r"run_id=(\d{8}T\d{6}Z)(?:-(\d+))?")
 
@@ -46,7 +45,7 @@ class EarlierRun:
         """
         path = self.folder / f"{table}.parquet"
         try:
-            with as_os_error(path), path.open("rb") as stream, pq.ParquetFile(stream) as file:
+            with parquet_file(path) as file:
                 names = [name for name in columns if name in file.schema_arrow.names]
                 return file.read(columns=names)
         except (OSError, pa.ArrowException) as error:

@@ -150,9 +150,16 @@ def test_damaged_and_foreign_folders_are_told_and_left_out(audit: Path) -> None:
     (first / "run.json").write_text("[1, 2]")
     assert recalled(audit).previous is None
     trend = influence_batch.load_history(audit)
+    # Its line is not lost with it: runs after it have it.
+    assert trend.run_id.tolist() == [folder.name[7:] for folder in (first, second, third)]
+    assert trend.attrs["removed"] == []
+    stands = "what a later run knows of it stands."
+    assert f"{second.name}: run.json is no JSON: {stands}" in trend.attrs["notes"]
+    assert f"{first.name}: run.json is not that of an audit: {stands}" in trend.attrs["notes"]
+    (third / "earlier_runs.parquet").unlink()
+    trend = influence_batch.load_history(audit)
     assert trend.run_id.tolist() == [third.name[7:]]
     assert f"{second.name}: run.json is no JSON: left out." in trend.attrs["notes"]
-    assert f"{first.name}: run.json is not that of an audit: left out." in trend.attrs["notes"]
 
 
 def test_run_json_of_another_shape_is_read_as_far_as_it_goes(audit: Path) -> None:
