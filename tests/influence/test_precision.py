@@ -13,6 +13,7 @@ import influence_batch
 from influence_batch.dataset.samples import write_sample
 from influence_batch.influence import Objective, fit, train_influence
 from influence_batch.influence.precision import takes_single
+from influence_batch.models import make_loss
 from influence_batch.solvers import Direct, Ekfac
 from tests.influence.problems import KINDS, problem
 
@@ -53,6 +54,8 @@ def test_where_it_is_taken() -> None:
     weak = replace(objective, penalty=np.where(objective.penalty > 0, 1e-7, 0.0))
     assert not takes_single(weak, "float32"), "rounding would be a share of the least eigenvalue"
     assert takes_single(weak.with_damping(0.1), "float32")
+    sharp = replace(problem("smooth_hinge")[0], loss=make_loss("smooth_hinge", 2, 1e-7))
+    assert not takes_single(sharp, "float32"), "its curvature has no bound to speak of"
     free = replace(objective, penalty=np.zeros(objective.d))
     assert not takes_single(free, "float32"), "nothing bounds the least eigenvalue"
 
@@ -91,6 +94,13 @@ def test_a_run_says_so_with_its_error(tmp_path: Path) -> None:
     assert off.max() < 1e-3
     assert off.quantile(0.99) < 1e-5
     assert list(single.suspects.id) == list(exact.suspects.id)
+    # Solves for test points are of float64 whatever leverages are made of.
+    keys = ["test_id", "train_id", "direction"]
+    pairs = single.cross_influence.merge(exact.cross_influence, on=keys, suffixes=("", "_exact"))
+    assert len(pairs) > 0.99 * len(exact.cross_influence)
+    largest = pairs.influence_exact.abs().max()
+    np.testing.assert_allclose(pairs.influence, pairs.influence_exact, rtol=1e-9, atol=1e-12 * largest)
+    np.testing.assert_allclose(single.test_points.residual, exact.test_points.residual, atol=1e-12)
 
 
 def test_float32_that_would_show_is_not_taken_and_said(tmp_path: Path) -> None:
