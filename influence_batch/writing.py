@@ -105,11 +105,13 @@ def write(
     if page is not None:
         history = history_with(earlier, writer.run_id, writer.started, record)
         writer.write_text(PAGE, render_page(replace(page, history=history), record))
-    run_dir = writer.commit(record)
-    if config.keep is not None:
-        known = earlier["run_id"].tolist()
-        remove_old_runs(writer.audit_folder, config.keep, writer.run_id, writer.remove_run, known)
-    return Outcome(run_dir, record)
+
+    def remove_others() -> None:
+        if config.keep is not None:
+            known = earlier["run_id"].tolist()
+            remove_old_runs(writer.audit_folder, config.keep, writer.run_id, writer.remove_run, known)
+
+    return Outcome(writer.commit(record, remove_others), record)
 
 
 def _write_history(

@@ -149,3 +149,23 @@ def test_history_and_trend_outlive_the_runs(tmp_path: Path) -> None:
     assert trend.reopened.tolist() == [0, 0, 0, 1]
     assert trend.attrs["removed"] == names[:3]
     assert pd.api.types.is_datetime64_any_dtype(trend.started)
+
+
+def test_no_other_run_begins_while_runs_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    frame = make(150)
+    spoil(frame, [1, 2, 3])
+    save(frame, tmp_path)
+    settings = {**config(tmp_path), "keep": 1}
+    influence_batch.audit(settings)
+    remove, refused = OnDisk.remove, []
+
+    def remove_while_another_comes(self: OnDisk, run_id: str) -> None:
+        with pytest.raises(influence_batch.RunError, match="another run of the audit"):
+            influence_batch.audit(settings)
+        refused.append(run_id)
+        remove(self, run_id)
+
+    monkeypatch.setattr(OnDisk, "remove", remove_while_another_comes)
+    report = influence_batch.audit(settings)
+    assert len(refused) == 1
+    assert ids(tmp_path / "reports" / "week") == [report.run_dir.name.removeprefix("run_id=")]

@@ -9,7 +9,7 @@ import os
 import platform
 import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import cached_property
@@ -158,11 +158,12 @@ class RunWriter:
         """A table as it was written, if it is not in parts."""
         return pq.ParquetFile(self._report / f"{table}.parquet").read()
 
-    def commit(self, run: Mapping[str, Any]) -> Place:
+    def commit(self, run: Mapping[str, Any], then: Callable[[], object] = lambda: None) -> Place:
         """Write run.json and give the run its place.
 
         Args:
             run: content of run.json; `run_id` is added.
+            then: called once the run is in its place, before another one may begin.
 
         Returns:
             The run's folder, `run_id=<UTC time>`.
@@ -176,7 +177,10 @@ class RunWriter:
         (self._report / "run.json").write_text(content + "\n", encoding="utf-8")
         self.run_dir = self._destination.place(self._report, self.run_id)
         _remove(self._folder)
-        self._lock.release()
+        try:
+            then()
+        finally:
+            self._lock.release()
         return self.run_dir
 
     @cached_property
