@@ -19,6 +19,7 @@ import pytest
 import influence_batch
 from influence_batch.report import TABLES
 from tests.flows.processes import COMMAND, ROOT, children, listeners, run, start
+from tests.flows.webhooks import listening
 
 
 @pytest.fixture(scope="module")
@@ -168,9 +169,14 @@ def test_a_stopped_audit_leaves_no_process_and_no_run(
     assert children(process.pid) == []
 
 
-def test_a_server_that_cannot_start_is_told_in_words(digits: Path, environment: dict[str, str]) -> None:
+def test_a_server_that_cannot_start_is_told_in_words_and_to_the_webhook(
+    digits: Path, environment: dict[str, str]
+) -> None:
     database = {"PREFECT_API_DATABASE_CONNECTION_URL": "sqlite+aiosqlite:////proc/nothing/prefect.db"}
-    failed = run(*audit_arguments(digits), env={**environment, **database})
+    with listening() as webhook:
+        notify = ("--set", f"notify.url={webhook.url}")
+        failed = run(*audit_arguments(digits), *notify, env={**environment, **database})
+    assert [body["status"] for body in webhook.bodies] == ["failure"]
     assert failed.returncode == 1
     assert "error: the Prefect server of this run has ended with exit code 3" in failed.stderr
     assert "set PREFECT_API_URL to a server of yours" in failed.stderr
