@@ -50,8 +50,8 @@ _FIT_PASSES = 90
 _EKFAC_ITERATIONS = 30
 # Matrices (d, d) of a Hessian taken apart: in the flow's process, and in each map function on workers.
 _EKFAC_COPIES, _EKFAC_COPIES_A_SLOT = 4.0, 2.0
-# Forms that leverages stack at a time, and the matrices (d, d) that each takes where logits interact.
-_STACKED, _COPIES_A_PAIR = 9, 2.5
+# Matrices (d, d) that each of the forms takes that leverages stack, where logits interact.
+_COPIES_A_PAIR = 2.5
 # Rows of the list that get evidence, as far as a plan can tell.
 _LISTED = 1000
 _INTERPRETER = 512 * 1024**2
@@ -358,9 +358,9 @@ def make_plan(config: AuditConfig, train: Dataset, n_test: int, classes: tuple[A
 def _form_bytes(loss: Loss, d: int, blocks: int) -> float:
     """What a map function makes of H^-1 for its leverages: copies as quadratic forms take them."""
     if loss.separable:
-        return 8.0 * d**2 * (1.1 + min(blocks, _STACKED))
+        return 8.0 * d**2 * (1.1 + min(blocks, linear.STACKED))
     pairs = (loss.outputs - 1) * loss.outputs // 2
-    return 8.0 * d**2 * _COPIES_A_PAIR * min(pairs, _STACKED)
+    return 8.0 * d**2 * _COPIES_A_PAIR * min(pairs, linear.STACKED)
 
 
 def _stages(

@@ -88,7 +88,7 @@ def _influence(over: Pass) -> Flops:
     sizes = over.plan.sizes
     if not isinstance(over.state[2], np.ndarray):  # a Kronecker product
         return _of_type(2.0 * over.rows * sizes.d * (sizes.d + sizes.k), over.state[4], _value(over).double)
-    count = max(1, round(sizes.d / linear._COLUMNS))
+    count = max(1, round(sizes.d / linear.COLUMNS))
     pairs = linear.hessian_pairs(sizes.loss)
     products = pairs * over.rows * sizes.d**2 * (1 + 1 / count)
     return _of_type(products, over.state[4], _value(over).double)

@@ -29,7 +29,7 @@ _PRODUCT_BYTES = 1024**2
 _GROUPS, _SUM_BYTES = 8, 64 * 1024**2
 # Columns of a quadratic form that are multiplied at a time, those before them left out, of so many forms side
 # by side, for so many bytes of rows.
-_COLUMNS, _STACKED, _ROW_BYTES = 40, 9, 512 * 1024
+COLUMNS, STACKED, _ROW_BYTES = 40, 9, 512 * 1024
 
 
 def logits(weights: np.ndarray, features: np.ndarray) -> np.ndarray:
@@ -200,9 +200,9 @@ def leverage(
     n, d = features.shape
     k = loss.outputs
     if loss.separable:
-        blocks = range(0, len(inverse_blocks), _STACKED)
+        blocks = range(0, len(inverse_blocks), STACKED)
         parts = [
-            _quadratics(features, list(inverse_blocks[start : start + _STACKED]), single) for start in blocks
+            _quadratics(features, list(inverse_blocks[start : start + STACKED]), single) for start in blocks
         ]
         quadratic = np.concatenate(parts, axis=1)
         return np.repeat(quadratic, k // quadratic.shape[1], axis=1) / n_total
@@ -216,8 +216,8 @@ def leverage(
         return matrix
 
     pairs = [(a, b) for a in range(last) for b in range(a, last)]
-    for start in range(0, len(pairs), _STACKED):
-        group = pairs[start : start + _STACKED]
+    for start in range(0, len(pairs), STACKED):
+        group = pairs[start : start + STACKED]
         found = _quadratics(features, [contrast(a, b) for a, b in group], single)
         for (a, b), column in zip(group, found.T, strict=True):
             result[:, a, b] = result[:, b, a] = column
@@ -263,7 +263,7 @@ def _quadratics(features: np.ndarray, matrices: list[np.ndarray], single: bool) 
     n, d = features.shape
     g = len(matrices)
     lower = [_as_multiplied(np.tril(matrix) + np.triu(matrix, 1).T, single) for matrix in matrices]
-    count = max(1, round(d / _COLUMNS))
+    count = max(1, round(d / COLUMNS))
     edges = list(pairwise([d * i // count for i in range(count + 1)]))
     slices = [np.concatenate([one[start:, start:stop] for one in lower], axis=1) for start, stop in edges]
     total = np.zeros((n, g))

@@ -91,8 +91,8 @@ def test_a_run_says_so_with_its_error(tmp_path: Path) -> None:
     assert any("float32 products" in note for note in single.run["notes"])
     # A leverage near to 1 multiplies the error by 1 / (1 - leverage): most rows are off by far less.
     off = np.abs(single.examples.loo_probability - exact.examples.loo_probability)
-    assert off.max() < 1e-3
-    assert off.quantile(0.99) < 1e-5
+    assert off.max() < 1e-4
+    assert off.quantile(0.99) < 1e-6
     assert list(single.suspects.id) == list(exact.suspects.id)
     # Solves for test points are of float64 whatever leverages are made of.
     keys = ["test_id", "train_id", "direction"]
