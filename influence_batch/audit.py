@@ -223,8 +223,8 @@ def explain(data: Data, model: Model, progress: Progress = quiet) -> Explained:
     Raises:
         RunError: H is not positive definite, the solver did not converge, or does not fit into memory.
     """
-    # Test points are solved for with it, and their residuals are to be true ones.
-    exact = model.objective.with_single(False)
+    # Test points are solved for with it where it is formed, and their residuals are to be true ones.
+    exact = model.objective.with_single(model.objective.single and data.plan.inverse_bytes == 0)
     inverse = make_inverse(data, exact, model.fit.weights, "influence", progress)
     result = train_influence(
         model.objective,
@@ -385,7 +385,13 @@ def detect(data: Data, model: Model, explained: Explained, progress: Progress = 
     explained.inverse.forget()
     inverse = make_inverse(data, cleaned, result.weights, "refit-influence")
     again = train_influence(
-        cleaned, result.weights, inverse, data.plan.inverse_bytes, store=data.store, name="refit-influence"
+        cleaned,
+        result.weights,
+        inverse,
+        data.plan.inverse_bytes,
+        store=data.store,
+        name="refit-influence",
+        only=_READ_OF_NUMBERS if data.prepared.regression else _READ_OF_CLASSES,
     )
     second = _read(data, model, result.weights, again, given, "refit-reading")
     progress("detect", 2, 2)
@@ -446,7 +452,17 @@ def _completed(data: Data, reading: Reading, influence: TrainInfluence, given: n
 
 def _scores(data: Data, influence: TrainInfluence) -> Mapped:
     """Leave-one-out class scores (n, k), as a column."""
-    return Mapped(influence.loo_logits, data.loss.class_scores)
+
+    def of_logits(logits: np.ndarray) -> np.ndarray:
+        # Of many classes they are kept as float32, in which odds overflow.
+        return data.loss.class_scores(logits.astype(np.float64, copy=False))
+
+    return Mapped(influence.loo_logits, of_logits)
+
+
+# What a reading takes of leave-one-out predictions.
+_READ_OF_CLASSES = ("loo_logits",)
+_READ_OF_NUMBERS = ("residual", "corrected_residual", "loo_logits")
 
 
 def _residuals(influence: TrainInfluence) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -244,7 +244,7 @@ def _needs(config: AuditConfig, sizes: Sizes, width: int, regression: bool) -> _
     shards = slots * (8.0 * most * values + _WORKING)
     start = min(8.0 * sizes.k * sizes.d**2, preconditioner_bytes(config))
     # Rows that a fit begins with, twice while they are put together.
-    start += 2.0 * 8.0 * sizes.d * sample_rows(sizes.n, sizes.d, preconditioner_bytes(config))
+    start += 2.0 * 8.0 * sizes.d * sample_rows(sizes.n, sizes.d, sizes.k, preconditioner_bytes(config))
     rows = (_REGRESSION_ROW_BYTES if regression else _ROW_BYTES) * sizes.n
     rows += 9.0 * 8.0 * sizes.k * fit_rows(sizes.n, sizes.k)  # a noise matrix is fitted
     column = 8.0 * sizes.p * (_BLOCK_COPIES + slots * _BLOCK_COPIES_A_SLOT)

@@ -209,7 +209,8 @@ def _notes(data: Data, model: Model, explained: Explained, crossed: Crossed, n_t
                 "how far they are off could not be measured."
                 if error is None
                 else f"on {error.examples} examples self-influence is off by {error.median:.0%} (median), at "
-                f"most {error.largest:.0%}."
+                f"most {error.largest:.0%}"
+                + ("." if error.rows == data.train.n_rows else f", by the Hessian of {error.rows} of the rows.")
             )
         )
     elif model.objective.single:

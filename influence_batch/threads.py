@@ -6,11 +6,12 @@ A function must not hold the interpreter's lock for long: numpy's products let i
 
 from __future__ import annotations
 
+import operator
 import os
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from functools import cache, reduce
 from typing import TypeVar
 
 from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
@@ -20,6 +21,8 @@ S = TypeVar("S")
 
 # More would gain little, and each has working memory of its own.
 _MOST = 8
+# Sums are made in so many groups, whatever the machine: the order of adding is the same on all.
+_GROUPS = 8
 # BLAS's limit is the process's: only one caller at a time may change it.
 _limiting = threading.Lock()
 
@@ -38,6 +41,19 @@ def in_threads(function: Callable[[S], T], items: Iterable[S]) -> list[T]:
         finally:
             _limiting.release()
     return [function(item) for item in items]
+
+
+def sum_in_threads(
+    function: Callable[[S], T], items: Iterable[S], add: Callable[[T, T], T] = operator.add
+) -> T:
+    """The sum of `function` of every item, one at least, with few values in memory at a time."""
+    items = list(items)
+    groups = min(_GROUPS, len(items))
+
+    def of_group(group: int) -> T:
+        return reduce(add, map(function, items[group::groups]))
+
+    return reduce(add, in_threads(of_group, range(groups)))
 
 
 @cache

@@ -183,7 +183,7 @@ def _examples(
             "given_label": labels,
             "suggested_label": _without(data.decode(suggested), unlike, rows),
             "suggested_probability": reading.suggested_probability[rows],
-            "predicted_label": data.decode(predict(data.loss, influence.logits[rows])),
+            "predicted_label": data.decode(influence.predicted[rows]),
             "loss": influence.loss[rows],
             "self_influence": self_influence,
             "mean_test_influence": first,

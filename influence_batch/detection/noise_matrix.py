@@ -107,17 +107,20 @@ class Channel:
         classes overlap a pattern is found in disagreements that are no errors.
         """
         price = 0.5 * np.log(self.n) / self.n
-        best = self._likeliest(0.0)
+        # Fewer labels than pairs of classes: no pattern can be told.
+        even = self.k * (self.k - 1) > self.n
+        best = self._likeliest(0.0, even)
         if best.log_likelihood - plain.log_likelihood <= price:
             return None
-        near = self._likeliest(0.02)
+        near = self._likeliest(0.02, even)
         gain = near.log_likelihood - best.log_likelihood
         if gain > price and self.error_share(near) <= 2.0 * self.error_share(best):
             best = near
-        even = self.at(best.temperature, border=best.border, even=True)
-        entries = min(self.k * (self.k - 1) - 1.0, self.n * self.error_share(best))
-        if best.log_likelihood - even.log_likelihood < entries / self.n:
-            best = even
+        if not even:
+            alike = self.at(best.temperature, border=best.border, even=True)
+            entries = min(self.k * (self.k - 1) - 1.0, self.n * self.error_share(best))
+            if best.log_likelihood - alike.log_likelihood < entries / self.n:
+                best = alike
             if best.log_likelihood - plain.log_likelihood <= price:
                 return None
         return best if self.error_share(best) <= self.most_errors else None
@@ -132,18 +135,18 @@ class Channel:
         """Share of the labels that are not the best score's."""
         return float(np.mean(self._scores.argmax(axis=1) != self._given))
 
-    def _likeliest(self, border: float) -> NoiseModel:
+    def _likeliest(self, border: float, even: bool) -> NoiseModel:
         start: tuple[np.ndarray | None, float] = None, border
 
         def model_at(tau: float) -> NoiseModel:
             nonlocal start
-            model = self.at(tau, border=start[1], matrix=start[0], steps=_SEARCH_STEPS)
+            model = self.at(tau, border=start[1], matrix=start[0], even=even, steps=_SEARCH_STEPS)
             # The next temperature's EM starts where this one ended.
             start = model.matrix, max(model.border, 1e-3) if border > 0 else 0.0
             return model
 
         tau = self._best(model_at).temperature
-        return self.at(tau, border=border)
+        return self.at(tau, border=border, even=even)
 
     def at(
         self,
@@ -163,9 +166,11 @@ class Channel:
             with_matrix: whether there is a noise matrix; else T stays the identity.
             even: whether T is of one rate, to all other classes alike.
         """
-        groups = self.groups(temperature, with_border=border > 0)
         if matrix is None:
             matrix = uniform_noise(self.k, 0.05) if with_matrix else np.eye(self.k)
+        if even:
+            return self._even_at(temperature, border, 1.0 - float(matrix[0, 0]), steps)
+        groups = self.groups(temperature, with_border=border > 0)
         free = border > 0
         previous = likelihood = -np.inf
         for _ in range(steps):
@@ -174,10 +179,31 @@ class Channel:
                 break
             previous = likelihood
             if with_matrix:
-                matrix = uniform_noise(self.k, _rate(counts)) if even else _posterior_matrix(counts)
+                matrix = _posterior_matrix(counts)
             if free:
                 border = float(np.clip(wrong_near / self.n, 1e-6, _MOST_BORDER))
         return NoiseModel(temperature, matrix, border, likelihood)
+
+    def _even_at(self, temperature: float, border: float, rate: float, steps: int) -> NoiseModel:
+        """The same with noise of one rate, by the probabilities of the given labels alone."""
+        p, at_border = self._probabilities(temperature, border > 0)
+        own = p[self._at_given]
+        others, free = 1.0 - own, border > 0
+        previous = likelihood = -np.inf
+        for _ in range(steps):
+            right = (1.0 - border) * (1.0 - rate) * own
+            wrong = (1.0 - border) * (rate / (self.k - 1)) * others
+            total = np.maximum(right + wrong + border * at_border, _LEAST)
+            likelihood = float(np.log(total).mean())
+            if likelihood - previous < _EM_TOLERANCE:
+                break
+            previous = likelihood
+            stayed, moved = float((right / total).sum()), float((wrong / total).sum())
+            rate = max(moved / (stayed + moved), NOISE_FLOOR)
+            if free:
+                near = border * float((at_border / total).sum())
+                border = float(np.clip(near / self.n, 1e-6, _MOST_BORDER))
+        return NoiseModel(temperature, uniform_noise(self.k, rate), border, likelihood)
 
     def error_share(self, model: NoiseModel) -> float:
         """Expected share of wrong labels among the given ones."""
@@ -185,6 +211,12 @@ class Channel:
 
     def groups(self, temperature: float, *, with_border: bool) -> list[LabelGroup]:
         """The rows by given label; the border term is 0 where it is not asked for."""
+        p, border = self._probabilities(temperature, with_border)
+        cuts = np.cumsum(self._counts)[:-1]
+        return [LabelGroup(*pair) for pair in zip(np.split(p.T, cuts), np.split(border, cuts), strict=True)]
+
+    def _probabilities(self, temperature: float, with_border: bool) -> tuple[np.ndarray, np.ndarray]:
+        """Class probabilities (k, n) at a temperature, and the border term for b = 1 (n,)."""
         odds, others = self._odds(temperature)
         total = 1.0 + others
         p = odds / total
@@ -196,8 +228,7 @@ class Channel:
             np.divide(odds, rest, out=rest)
             rest[self._at_given] = 0.0
             border = p[self._at_given] * rest.sum(axis=0)
-        cuts = np.cumsum(self._counts)[:-1]
-        return [LabelGroup(*pair) for pair in zip(np.split(p.T, cuts), np.split(border, cuts), strict=True)]
+        return p, border
 
     def _odds(self, temperature: float) -> tuple[np.ndarray, np.ndarray]:
         """Odds of each class against the best one (k, n), and the sum of all but the best one's (n,)."""
@@ -260,64 +291,83 @@ def _rate(counts: np.ndarray) -> float:
     return max(1.0 - float(np.trace(counts) / counts.sum()), NOISE_FLOOR)
 
 
-def _log_odds_of_others(log_p: np.ndarray, given: np.ndarray) -> np.ndarray:
-    """log(p_j / (1 - p_j)) (n, k), minus infinity for the given label itself."""
-    at = np.arange(len(given))
-    top = log_p.argmax(axis=1)
-    # 1 - p_j is exact as a difference for all but a class that has nearly all of the probability.
-    rest = log_p.copy()
-    rest[at, top] = -np.inf
-    log_rest = np.log1p(-np.minimum(np.exp(log_p), 0.75))
-    log_rest[at, top] = log_sum_exp(rest)
-    odds: np.ndarray = log_p - log_rest
-    odds[at, given] = -np.inf
-    return odds
-
-
-def log_joint(
-    scores: np.ndarray, given: np.ndarray, model: NoiseModel
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+class Posterior(NamedTuple):
     """What a channel says of given labels.
 
-    Returns:
-        log p(true = j, given) for each class but the given one (n, k; minus infinity there), log p(true =
-        given, given) (n,), and log class probabilities (n, k) at the channel's temperature.
+    Attributes:
+        log_wrong, log_right: (n,) log probability of the given label being given and wrong, or right.
+        log_p: (n,) log class probability of the given label, at the channel's temperature.
+        shares: (n, k) of each true class in the wrong ones, 0 for the given label; None where not asked for.
+    """
+
+    log_wrong: np.ndarray
+    log_right: np.ndarray
+    log_p: np.ndarray
+    shares: np.ndarray | None
+
+
+def posterior(scores: np.ndarray, given: np.ndarray, model: NoiseModel, shares: bool = False) -> Posterior:
+    """The channel's formula read backwards, for scores (n, k) and codes (n,) of given labels.
+
+    Exponentials are taken against the best other class, and what may underflow is kept as a logarithm, so
+    that odds go on where probabilities run out of digits.
     """
     at = np.arange(len(given))
-    log_p = log_softmax(scores / model.temperature)
+    odds = scores / model.temperature
+    own = odds[at, given]
+    odds[at, given] = -np.inf
+    top = odds.argmax(axis=1)
+    best = odds[at, top]
+    odds -= best[:, None]
+    np.exp(odds, out=odds)
+    odds[at, top] = 0.0
+    rest = odds.sum(axis=1)  # of all but the given and the best other class
     with np.errstate(divide="ignore"):
-        joint = np.log(model.matrix[:, given].T) + np.log1p(-model.border) + log_p
-        log_b = np.log(model.border)
-    right = joint[at, given].copy()
-    near = log_b + log_p[at, given][:, None] + _log_odds_of_others(log_p, given)
-    wrong = np.logaddexp(joint, near)
-    wrong[at, given] = -np.inf
-    return wrong, right, log_p
+        log_rest = np.log(rest)
+        if (gone := np.flatnonzero(rest == 0.0)).size:
+            log_rest[gone] = _log_rest(scores[gone] / model.temperature, given[gone], top[gone]) - best[gone]
+        log_stays, log_border = np.log1p(-model.border), np.log(model.border)
+        log_own_share = np.log(model.matrix[given, given])
+    log_total = np.logaddexp(np.logaddexp(best, best + log_rest), own)
+    log_p, unit = own - log_total, best - log_total
+    # p_j / (1 - p_j): as it stands for all but the best other class, whose 1 - p_j is the sum of the rest.
+    by_border = odds / (1.0 - odds * np.exp(unit)[:, None])
+    log_best = unit - np.logaddexp(log_p, log_rest + unit)
+    odds[at, top] = 1.0
+    by_matrix = model.matrix.T[given]
+    by_matrix *= odds
+    with np.errstate(divide="ignore"):
+        of_matrix = log_stays + unit + np.log(by_matrix.sum(axis=1))
+        near = log_border + log_p
+        of_border = near + np.logaddexp(unit + np.log(by_border.sum(axis=1)), log_best)
+    log_wrong = np.logaddexp(of_matrix, of_border)
+    if shares:
+        by_matrix *= _exp(log_stays + unit - log_wrong)[:, None]
+        by_border *= _exp(near + unit - log_wrong)[:, None]
+        by_matrix += by_border
+        by_matrix[at, top] += np.exp(near + log_best - log_wrong)
+    return Posterior(log_wrong, log_stays + log_own_share + log_p, log_p, by_matrix if shares else None)
+
+
+def _log_rest(odds: np.ndarray, given: np.ndarray, top: np.ndarray) -> np.ndarray:
+    """Log of the sum of exponentials (n,) but for two columns, also where all underflow next to those."""
+    at = np.arange(len(odds))
+    odds[at, given] = odds[at, top] = -np.inf
+    largest = np.maximum(odds.max(axis=1), -1e300)
+    return np.asarray(largest + np.log(np.exp(odds - largest[:, None]).sum(axis=1)))
+
+
+def _exp(values: np.ndarray) -> np.ndarray:
+    """Exponentials that stay finite: they are factors, some of 0."""
+    result: np.ndarray = np.exp(np.minimum(values, 700.0))
+    return result
 
 
 def p_mislabeled(scores: np.ndarray, given: np.ndarray, model: NoiseModel) -> np.ndarray:
     """Probability (n,) that the given label is not the true one."""
-    wrong, right, _ = log_joint(scores, given, model)
-    log_wrong = log_sum_exp(wrong)
-    result: np.ndarray = np.exp(log_wrong - np.logaddexp(log_wrong, right))
+    found = posterior(scores, given, model)
+    result: np.ndarray = np.exp(found.log_wrong - np.logaddexp(found.log_wrong, found.log_right))
     return result
-
-
-def log_sum_exp(values: np.ndarray) -> np.ndarray:
-    """Log of the sum of exponentials over each row (n,) of (n, k), some of which may be minus infinity.
-
-    scipy's takes any array of any library, and four times as long.
-    """
-    largest = np.maximum(values.max(axis=1), -1e300)
-    result: np.ndarray = largest + np.log(np.exp(values - largest[:, None]).sum(axis=1))
-    return result
-
-
-def log_softmax(values: np.ndarray) -> np.ndarray:
-    """Logarithms of softmax (n, k) over each row."""
-    shifted = values - values.max(axis=1, keepdims=True)
-    shifted -= np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-    return shifted
 
 
 def typical_margin(scores: np.ndarray) -> float:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from scipy.special import betaincinv, expit, logit
 
-from influence_batch.detection.noise_matrix import log_joint, log_sum_exp
+from influence_batch.detection.noise_matrix import posterior
 from influence_batch.detection.outliers import score_outliers
 from influence_batch.detection.suspects import Reading
 from influence_batch.execution.parts import blocks, take
@@ -68,8 +68,8 @@ def plant_labels(scores: Any, given: np.ndarray, reading: Reading, seed: int) ->
     }
     doubts = {}
     for kind, label in planted.items():
-        wrong, right, _ = log_joint(some, label, reading.noise)
-        doubts[kind] = log_sum_exp(wrong) - right
+        found = posterior(some, label, reading.noise)
+        doubts[kind] = found.log_wrong - found.log_right
     return doubts
 
 

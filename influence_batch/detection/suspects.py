@@ -7,14 +7,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+from scipy.sparse import csr_matrix
 
 from influence_batch.detection.channels import Basis, Chosen, choose_channel
 from influence_batch.detection.noise_matrix import (
     NOISE_FLOOR,
     NoiseModel,
-    log_joint,
-    log_sum_exp,
     p_mislabeled,
+    posterior,
 )
 from influence_batch.detection.outliers import (
     OutlierModel,
@@ -191,10 +191,11 @@ def _read_some(
     scores: np.ndarray, given: np.ndarray, chosen: Chosen, rate: float, alone: np.ndarray
 ) -> dict[str, np.ndarray]:
     at = np.arange(len(given))
-    wrong, right, log_p = log_joint(scores, given, chosen.point)
-    log_wrong = log_sum_exp(wrong)
+    found = posterior(scores, given, chosen.point, shares=True)
+    log_wrong, right = found.log_wrong, found.log_right
+    assert found.shares is not None
     total = np.logaddexp(log_wrong, right)
-    suggested = wrong.argmax(axis=1)
+    suggested = found.shares.argmax(axis=1)
     single = alone[given]
     p_wrong = np.where(single, rate, np.exp(log_wrong - total))
     # An end is often the point itself.
@@ -208,8 +209,8 @@ def _read_some(
         "high": ends[1],
         "doubt": np.where(single, np.log(rate) - np.log1p(-rate), log_wrong - right),
         "suggested": suggested,
-        "suggested_probability": np.exp(wrong[at, suggested] - total),
-        "loo_probability": np.exp(log_p[at, given]),
+        "suggested_probability": found.shares[at, suggested] * np.exp(log_wrong - total),
+        "loo_probability": np.exp(found.log_p),
     }
 
 
@@ -327,10 +328,11 @@ def error_flows(scores: Any, given: np.ndarray, reading: Reading) -> np.ndarray:
         def piece(
             rows: slice, some: np.ndarray = some, labels: np.ndarray = labels, p_wrong: np.ndarray = p_wrong
         ) -> np.ndarray:
-            wrong, _, _ = log_joint(some[rows], labels[rows], noise)
-            share = np.exp(wrong - log_sum_exp(wrong)[:, None])
-            given_by_true = np.zeros((k, k))
-            np.add.at(given_by_true, labels[rows], share * p_wrong[rows, None])
+            shares = posterior(some[rows], labels[rows], noise, shares=True).shares
+            assert shares is not None
+            # A row for each label, of those that it was given to: a sparse matrix's sum of rows.
+            expected = csr_matrix((p_wrong[rows], (labels[rows], np.arange(len(shares)))), (k, len(shares)))
+            given_by_true: np.ndarray = expected @ shares
             return given_by_true.T
 
         flows += sum(in_threads(piece, _pieces(len(labels))))

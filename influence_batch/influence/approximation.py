@@ -16,6 +16,10 @@ from influence_batch.solvers import ConjugateGradient, Deferred
 _EXAMPLES, _MOST_ITERATIONS = 8, 100
 # Of float32 products hardly anything is lost, and the inverse made of them takes CG to the end at once.
 _RTOL, _RTOL_SINGLE = 1e-3, 1e-8
+# Where that would take more operations than this, the Hessian of as many rows as it allows is compared, on
+# fewer examples. A quadratic form of CG's solution has about the square of its relative residual.
+_MOST_WORK = 5e12
+_FEW_EXAMPLES, _FEW_ITERATIONS, _RTOL_OF_FORM = 2, 30, 0.03
 
 
 @dataclass(frozen=True)
@@ -25,11 +29,14 @@ class ApproximationError:
     Attributes:
         examples: how many were compared, drawn in proportion to their approximate self-influence.
         median, largest: relative error among them.
+        rows: of how many training examples the Hessian was compared: all, or a sample where classes are
+            many. The fewer, the larger the error.
     """
 
     examples: int
     median: float
     largest: float
+    rows: int
 
 
 def approximation_error(
@@ -41,18 +48,38 @@ def approximation_error(
         objective: with the damping that the inverse has.
     """
     found = np.maximum(np.asarray(train.self_influence[:], dtype=np.float64), 0.0)
-    count = min(_EXAMPLES, int(np.count_nonzero(found > 0)))
+    random = np.random.default_rng([seed, 13])
+    dataset = objective.dataset
+    most = int(_MOST_WORK / _operations(objective.p, _FEW_EXAMPLES, _FEW_ITERATIONS))
+    whole = dataset.n_rows * _operations(objective.p, _EXAMPLES, _MOST_ITERATIONS) <= _MOST_WORK
+    if whole or most >= dataset.n_rows:
+        sampled = np.arange(dataset.n_rows)
+    else:
+        sampled = np.sort(random.choice(dataset.n_rows, most, replace=False))
+    chances = found[sampled]
+    count = min(_EXAMPLES if whole else _FEW_EXAMPLES, int(np.count_nonzero(chances > 0)))
     if count == 0:
         return None
-    random = np.random.default_rng([seed, 13])
-    rows = np.sort(random.choice(len(found), count, replace=False, p=found / found.sum()))
-    features, _ = gather_rows(objective.executor, objective.dataset, rows)
+    at = np.sort(random.choice(len(sampled), count, replace=False, p=chances / chances.sum()))
+    rows = sampled[at]
+    features, _ = gather_rows(objective.executor, dataset, rows)
     gradients = linear.per_example_gradients(take(train.residual, rows), features).T
-    rtol = _RTOL_SINGLE if inverse.kronecker is None else _RTOL
-    solver = ConjugateGradient(objective.hessian(weights), rtol, _MOST_ITERATIONS, inverse.backsolve)
+    near, backsolve = found[rows], inverse.backsolve
+    if len(sampled) < dataset.n_rows:
+        objective = objective.sampled(sampled)
+        backsolve = objective.hessian(weights).kronecker().backsolve
+        near = np.einsum("pi,pi->i", gradients, backsolve(gradients)) / objective.n
+    rtol = _RTOL_SINGLE if inverse.kronecker is None else _RTOL if whole else _RTOL_OF_FORM
+    iterations = _MOST_ITERATIONS if whole else _FEW_ITERATIONS
+    solver = ConjugateGradient(objective.hessian(weights), rtol, iterations, backsolve)
     solved = solver.solve(gradients)
     exact = np.einsum("pi,pi->i", gradients, solved.solution) / objective.n
-    errors = np.abs(found[rows] / exact - 1.0)[solved.converged]
+    errors = np.abs(near / exact - 1.0)[solved.converged]
     if errors.size == 0:
         return None
-    return ApproximationError(errors.size, float(np.median(errors)), float(errors.max()))
+    return ApproximationError(errors.size, float(np.median(errors)), float(errors.max()), len(sampled))
+
+
+def _operations(p: int, examples: int, iterations: int) -> float:
+    """Of conjugate gradient, a row: logits once, and two products for each of the examples."""
+    return float(p) * (2.0 + 4.0 * examples) * iterations

@@ -14,7 +14,7 @@ import numpy as np
 
 from influence_batch.errors import RunError
 from influence_batch.influence.line_search import line_search
-from influence_batch.influence.objective import HessianOperator, Objective, Point
+from influence_batch.influence.objective import MANY, HessianOperator, Objective, Point
 from influence_batch.influence.quasi_newton import quasi_newton
 from influence_batch.models.linear import hessian_pairs
 from influence_batch.solvers import ConjugateGradient, Direct, SolverError
@@ -40,6 +40,10 @@ _SAMPLE_TOLERANCE = 1e-3
 _ASSEMBLY_SIZE = 4000
 # Relative gradient norm at which weights are good to some eleven digits, and polishing has nothing to add.
 _POLISHED = 1e-13
+# A tolerance beyond this is wanted for its speed, not for results that are the same for any sharding.
+_LOOSE = 1e-6
+# Float32 products give gradients that are good enough for a tolerance from here on.
+_ROUGH = 1e-5
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,7 @@ def fit(
     progress: Callable[[int, float], None] = lambda iteration, gradient_norm: None,
     checkpoint: Callable[[np.ndarray], None] = lambda weights: None,
     may_assemble: bool = True,
-    polished: float = _POLISHED,
+    polished: float | None = None,
 ) -> Fit:
     """Minimise J by quasi-Newton steps where a near Hessian is at hand, or Newton's, with backtracking.
 
@@ -87,12 +91,16 @@ def fit(
         start: weights (k, d) to start from.
         checkpoint: called with the weights of every iteration, from which a fit can go on.
         may_assemble: whether there is memory for a large Hessian.
-        polished: the norm that the last steps aim at, once the tolerance is met.
+        polished: the norm that the last steps aim at, once the tolerance is met (default: rounding, or
+            the tolerance where it is asked to be loose).
 
     Raises:
         RunError: the tolerance was not reached; with the remedy.
     """
+    if polished is None:
+        polished = _POLISHED if tolerance <= _LOOSE else tolerance
     scale = objective.gradient_scale()
+    objective = objective.with_rough(objective.single and tolerance >= _ROUGH)
     most = _most_iterations(objective) if may_assemble else _CG_ITERATIONS
     whole, method = objective, _first_method(objective)
     small_of = cache(lambda: sample(whole))
@@ -120,7 +128,12 @@ def fit(
         norm = float(np.linalg.norm(point.gradient)) / scale
         if norm <= tolerance:
             weights, point = _polish(objective, weights, point, method, most, polished * scale)
+            if objective.rough:
+                objective = objective.with_rough(False)
+                point = objective.at(weights)
             norm = float(np.linalg.norm(point.gradient)) / scale
+            if norm > tolerance:
+                continue
             if 0 < quasi_steps == iteration:
                 method = "lbfgs"
             return Fit(weights, point.value, norm, iteration, method)
@@ -128,7 +141,7 @@ def fit(
             break
         if quasi:
             worth_another = renewals > 0 and iteration < int(_QUASI_SHARE * max_iterations)
-            small = small_of() if worth_another else None
+            small = (small_of() or _itself(whole)) if worth_another else None
             quasi = small is not None
             if small is not None:
                 objective, renewals = _with_near(objective, small, weights, may_assemble), renewals - 1
@@ -156,9 +169,11 @@ def fit(
     )
 
 
-def sample_rows(n: int, d: int, preconditioner_bytes: float) -> int:
-    """How many of n rows of d features a fit begins with, 0 where all are few."""
-    most = int(min(_MOST_SAMPLED, preconditioner_bytes / 4.0) / (8.0 * d))
+def sample_rows(n: int, d: int, k: int, preconditioner_bytes: float) -> int:
+    """How many of n rows of d features a fit of k logits begins with, 0 where all are few."""
+    # Many logits share one basis: the memory of factors is the sample's, and each class needs rows.
+    most = preconditioner_bytes if k >= MANY else min(_MOST_SAMPLED, preconditioner_bytes / 4.0)
+    most = int(most / (8.0 * d))
     wanted = max(n // _SAMPLED, _LEAST_SAMPLE, _SAMPLED * d)
     count = min(wanted, most)
     return 0 if 2 * wanted > n or count < 2 * d else count
@@ -167,11 +182,19 @@ def sample_rows(n: int, d: int, preconditioner_bytes: float) -> int:
 def sample(objective: Objective) -> Objective | None:
     """J over those rows, the same for any sharding; None where all are few."""
     n = objective.dataset.n_rows
-    count = sample_rows(n, objective.d, objective.preconditioner_bytes)
+    count = sample_rows(n, objective.d, objective.k, objective.preconditioner_bytes)
     if count == 0:
         return None
     small = objective.sampled(np.sort(np.random.default_rng(0).choice(n, count, replace=False)))
     return small if small.n > 0 else None
+
+
+def _itself(objective: Objective) -> Objective | None:
+    """The objective where it is itself what the preconditioner comes from, there being no sample.
+
+    Newton systems of many logits take more passes than L-BFGS with the Kronecker factors of all rows.
+    """
+    return None if objective.k < MANY or objective.loss.separable else objective
 
 
 def _begun(
@@ -191,7 +214,9 @@ def _begun(
         return objective, weights, point
     small = small_of()
     if small is None:
-        return objective, weights, point
+        itself = _itself(objective)
+        near_to = objective if itself is None else _with_near(objective, itself, weights, may_assemble)
+        return near_to, weights, point
     if not near:
         try:
             found = fit(

@@ -17,12 +17,12 @@ import numpy as np
 from scipy.linalg import eigh
 
 from influence_batch.execution import Executor
-from influence_batch.execution.reduction import Rows, ShardedSource, sum_over_shards
-from influence_batch.influence.chunks import CACHED_BYTES, row_chunks
+from influence_batch.execution.reduction import Rows, ShardedSource, add, sum_over_shards
+from influence_batch.influence.chunks import CACHED_BYTES, WORTH_ROWS, row_chunks
 from influence_batch.models import linear
 from influence_batch.models.losses import Loss, curvature_forms
 from influence_batch.solvers import Kronecker
-from influence_batch.threads import in_threads
+from influence_batch.threads import sum_in_threads
 
 
 def kronecker(
@@ -36,6 +36,7 @@ def kronecker(
     curvature: np.ndarray,
     penalty: np.ndarray,
     damping: float,
+    single: bool = False,
 ) -> Kronecker:
     """The factors at weights (k, d), by one pass over the data.
 
@@ -44,11 +45,12 @@ def kronecker(
         gram: X'X/n (d, d).
         curvature: mean of C (k, k), or of its diagonal (k,).
         penalty: (d,) the l2 of each feature.
+        single: products of float32.
     """
     k, d = weights.shape
     basis = np.eye(k) if loss.separable else eigh(curvature)[1]
-    transform = _feature_basis(gram, penalty)
-    state = (loss, weights, basis, transform)
+    transform = feature_basis(gram, penalty)
+    state = (loss, *(linear.as_multiplied(array, single) for array in (weights, basis, transform)))
     values = executor.reduce(dataset, sum_over_shards(_shard_values, n), state, rows) + penalty + damping
     if not loss.separable:
         # Equal shifts of all logits have no curvature, and no gradient has a part in them.
@@ -58,7 +60,7 @@ def kronecker(
     return Kronecker(transform, basis, np.maximum(values, 1e-14 * values.max()))
 
 
-def _feature_basis(gram: np.ndarray, penalty: np.ndarray) -> np.ndarray:
+def feature_basis(gram: np.ndarray, penalty: np.ndarray) -> np.ndarray:
     """B (d, d), which makes features z = B x whose weights have the penalties that x's have."""
     if np.all(penalty == penalty[0]):
         return np.asarray(eigh(gram)[1].T)
@@ -77,12 +79,13 @@ def _shard_values(
     example_weights = rows.get("example_weights")
 
     def some(part: slice) -> np.ndarray:
-        features, targets = shard.features[part], shard.targets[part]
+        # Of the type of the factors.
+        features, targets = shard.features[part].astype(basis.dtype, copy=False), shard.targets[part]
         forms = curvature_forms(loss, linear.logits(weights, features), targets, basis)
         if example_weights is not None:
-            forms = forms * example_weights[part, None]
+            forms = forms * example_weights[part, None].astype(forms.dtype)
         result: np.ndarray = forms.T @ np.square(features @ transform.T)
-        return result
+        return result.astype(np.float64, copy=False)
 
     size = 8.0 * (shard.features.shape[1] + weights.shape[0])
-    return np.asarray(sum(in_threads(some, row_chunks(len(shard.features), size, CACHED_BYTES))))
+    return sum_in_threads(some, row_chunks(len(shard.features), size, CACHED_BYTES, WORTH_ROWS), add)

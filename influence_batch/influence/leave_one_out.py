@@ -14,8 +14,8 @@ from influence_batch.execution.parts import InMemoryStore, Store, join_columns
 from influence_batch.execution.reduction import Rows
 from influence_batch.influence.chunks import row_chunks
 from influence_batch.influence.objective import Objective
-from influence_batch.models import linear
-from influence_batch.models.losses import Loss
+from influence_batch.models import linear, many_classes
+from influence_batch.models.losses import Loss, predict, value_and_residual
 from influence_batch.solvers import Deferred, InverseHessian, Kronecker
 from influence_batch.threads import in_threads
 
@@ -25,6 +25,8 @@ _FULL_LEVERAGE = 1e-9
 
 # Leverages of an approximate inverse that reach 1, which none does, are scaled down to this.
 _MOST_APPROXIMATE = 0.9
+# Rows of many classes that a thread works on at a time: what a product of matrices takes to be fast.
+_ROWS_OF_MANY = 512
 # Bytes of a row that leave some ten thousand rows for a thread at a time.
 _WORTH_A_THREAD = 1500.0
 # The fields of TrainInfluence for some examples.
@@ -35,24 +37,26 @@ Part = dict[str, np.ndarray]
 class TrainInfluence:
     """What the fitted model and its inverse Hessian say of each training example.
 
-    The fields are arrays, or columns on disk whose slices are arrays.
+    The fields are arrays, or columns on disk whose slices are arrays, None those that were not asked for.
+    Where leverages are approximate and classes many, those with a value a class are of float32.
 
     Attributes:
         loss: (n,) of the given label, at the fit.
-        logits, residual: (n, k) at the fit.
+        predicted: (n,) class code, or number, at the fit.
+        residual: (n, k) at the fit.
         corrected_residual: (n, k) `(I - C A)^-1 r`; r for an example that took no part in the fit.
         loo_logits: (n, k) of the model without the example.
         self_influence: (n,) first order, `(1/n) g' H^-1 g`.
         self_leave_one_out: (n,) with the corrected residual in the place of one r.
     """
 
-    loss: Any
-    logits: Any
-    residual: Any
-    corrected_residual: Any
-    loo_logits: Any
-    self_influence: Any
-    self_leave_one_out: Any
+    loss: Any = None
+    predicted: Any = None
+    residual: Any = None
+    corrected_residual: Any = None
+    loo_logits: Any = None
+    self_influence: Any = None
+    self_leave_one_out: Any = None
 
 
 def train_influence(
@@ -63,6 +67,7 @@ def train_influence(
     progress: Callable[[int, int], None] = lambda done, total: None,
     store: Store | None = None,
     name: str = "influence",
+    only: Sequence[str] = (),
 ) -> TrainInfluence:
     """Leverages of every training example and what follows from them.
 
@@ -73,6 +78,7 @@ def train_influence(
     Args:
         store: where the parts go, a part a shard (default: memory).
         name: of the table there.
+        only: the fields that are kept, where not all are wanted.
 
     Raises:
         SolverError: a column of the inverse did not converge.
@@ -104,8 +110,8 @@ def train_influence(
         parts = _by_examples(objective, weights, inverse, memory, missing)
     done = dataset.n_rows - sum(bounds[index][1] - bounds[index][0] for index in missing)
     for index, part in parts:
-        table.write(index, part)
-        done += len(part["loss"])
+        table.write(index, {field: part[field] for field in only or part})
+        done += bounds[index][1] - bounds[index][0]
         progress(done, dataset.n_rows)
     return TrainInfluence(**table.columns())
 
@@ -116,6 +122,8 @@ def _shard_influence(
     loss, weights, inverse, n_total, single = state
     n, k = len(shard.features), loss.outputs
     example_weights = rows.get("example_weights")
+    if isinstance(inverse, Kronecker) and k >= many_classes.MANY and not loss.separable:
+        return _of_many_classes(shard, loss, weights, inverse, n_total, single, example_weights)
     parts = []
     # What is made of H^-1 for each pair of logits serves as many rows as their leverages fit.
     for some in row_chunks(n, 8.0 * (k if loss.separable else k * k)):
@@ -144,6 +152,44 @@ def _shard_influence(
         per_row = 32.0 * k if loss.separable else 64.0 * k * k
         parts += in_threads(made, row_chunks(len(features), max(per_row, _WORTH_A_THREAD)))
     return join_columns(parts)
+
+
+def _of_many_classes(
+    shard: Shard,
+    loss: Loss,
+    weights: np.ndarray,
+    inverse: Kronecker,
+    n_total: float,
+    single: bool,
+    example_weights: np.ndarray | None,
+) -> Part:
+    """The same, by a few products of all examples with the factors."""
+
+    def made(some: slice) -> Part:
+        features, targets = shard.features[some], shard.targets[some]
+        logits = linear.logits(weights, features)
+        value, residual = value_and_residual(loss, logits, targets)
+        diagonal = linear.kronecker_diagonal(features, inverse.transform, inverse.values, n_total, single)
+        found = many_classes.leave_one_out(logits, residual, diagonal, inverse.basis, _MOST_APPROXIMATE)
+        corrected, loo_logits = found.corrected_residual, found.loo_logits
+        if example_weights is not None:
+            took_part = example_weights[some, None] > 0
+            corrected = np.where(took_part, corrected, residual)
+            loo_logits = np.where(took_part, loo_logits, logits)
+        return {
+            "loss": value,
+            "predicted": predict(loss, logits),
+            "residual": residual.astype(np.float32),
+            "corrected_residual": corrected.astype(np.float32),
+            "loo_logits": loo_logits.astype(np.float32),
+            "self_influence": found.self_influence,
+            "self_leave_one_out": found.self_leave_one_out,
+        }
+
+    n = len(shard.features)
+    return join_columns(
+        in_threads(made, [slice(at, min(at + _ROWS_OF_MANY, n)) for at in range(0, n, _ROWS_OF_MANY)])
+    )
 
 
 def _by_examples(
@@ -251,7 +297,7 @@ def _from_leverages(
     loo_logits = np.where(took_part[:, None], loo_logits, logits)
     return {
         "loss": loss.value(logits, targets),
-        "logits": logits,
+        "predicted": predict(loss, logits),
         "residual": residual,
         "corrected_residual": corrected,
         "loo_logits": loo_logits,

@@ -23,7 +23,7 @@ def line_search(
     for _ in range(_BACKTRACKS):
         trial = weights + length * step
         there = objective.at(trial)
-        rounding = 1e-12 * max(abs(point.value), 1e-300)
+        rounding = (1e-7 if objective.rough else 1e-12) * max(abs(point.value), 1e-300)
         if np.isfinite(there.value) and there.value <= point.value + 1e-4 * length * slope:
             return trial, there, length
         if there.value <= point.value + rounding and np.linalg.norm(there.gradient) < growth * norm:

@@ -17,17 +17,19 @@ from scipy.linalg import LinAlgError, cho_factor, cho_solve, eigh
 from influence_batch.dataset.shards import Dataset, Shard
 from influence_batch.execution import Executor, beside, gather_rows
 from influence_batch.execution.reduction import Rows, add, sum_over_shards
-from influence_batch.influence.chunks import CACHED_BYTES, WORKING_BYTES, row_chunks
-from influence_batch.influence.kronecker import kronecker
+from influence_batch.influence.chunks import CACHED_BYTES, WORKING_BYTES, WORTH_ROWS, row_chunks
+from influence_batch.influence.kronecker import feature_basis, kronecker
 from influence_batch.models import linear
-from influence_batch.models.losses import Loss, value_and_residual
+from influence_batch.models.losses import Loss, curvature_sum, value_and_residual
 from influence_batch.solvers import BlockShape, Kronecker, SolverError
-from influence_batch.threads import in_threads
+from influence_batch.threads import in_threads, sum_in_threads
 
-# Fewer rows at a time are too little for a thread: those of Python wait for each other between products.
-_ROWS = 1024
 # A pass with at most so many vectors is worked on in threads, a group of chunks each.
 _FEW_VECTORS, _GROUPS = 4, 8
+
+
+# From so many logits on one eigenbasis of X'X is worth more than a factor for each of them.
+MANY = 16
 
 
 class Point(NamedTuple):
@@ -76,7 +78,8 @@ class Objective:
         preconditioner_bytes: above this many bytes of factors the preconditioner is the diagonal.
         near_inverse: V -> H^-1 V of a Hessian near to this one, where there is one already; it then is
             the preconditioner.
-        single: whether Hessians and leverages are made of float32 products; gradients never are.
+        single: whether Hessians and leverages are made of float32 products.
+        rough: whether values and gradients are, which then are good to some six digits.
     """
 
     dataset: Dataset
@@ -88,6 +91,7 @@ class Objective:
     preconditioner_bytes: float = 512 * 1024**2
     near_inverse: Callable[[np.ndarray], np.ndarray] | None = None
     single: bool = False
+    rough: bool = False
 
     @property
     def k(self) -> int:
@@ -131,6 +135,10 @@ class Objective:
         """This objective with products in float32, or not."""
         return self._with(single=single)
 
+    def with_rough(self, rough: bool) -> Objective:
+        """This objective with values and gradients of float32 products, or not."""
+        return self._with(rough=rough)
+
     def sampled(self, rows: np.ndarray) -> Objective:
         """J over some of the rows (s,), sorted numbers, in this process's memory."""
         shard = Shard(0, *gather_rows(self.executor, self.dataset, rows))
@@ -153,7 +161,7 @@ class Objective:
     def at(self, weights: np.ndarray) -> Point:
         """J at weights (k, d)."""
         value, gradient = self.executor.reduce(
-            self.dataset, sum_over_shards(_shard_value, self.n), (self.loss, weights), self.rows
+            self.dataset, sum_over_shards(_shard_value, self.n), (self.loss, weights, self.rough), self.rows
         )
         value = value + 0.5 * float((weights**2 @ self.penalty).sum())
         gradient = gradient + (weights * self.penalty).ravel()
@@ -242,16 +250,25 @@ class HessianOperator:
 
     def kronecker(self) -> Kronecker:
         o = self.objective
-        curvature = self._mean_curvature()
         return kronecker(
-            o.executor, o.dataset, o.loss, self.weights, o.rows, o.n, o.gram, curvature, o.penalty, o.damping
+            o.executor,
+            o.dataset,
+            o.loss,
+            self.weights,
+            o.rows,
+            o.n,
+            o.gram,
+            self._mean_curvature(),
+            o.penalty,
+            o.damping,
+            o.single,
         )
 
     def _mean_curvature(self) -> np.ndarray:
         """Mean of C (k, k), or of its diagonal (k,)."""
         o = self.objective
         mean: np.ndarray = o.executor.reduce(
-            o.dataset, sum_over_shards(_shard_curvature, o.n), (o.loss, self.weights), o.rows
+            o.dataset, sum_over_shards(_shard_curvature, o.n), (o.loss, self.weights, o.single), o.rows
         )
         return mean
 
@@ -273,6 +290,8 @@ class HessianOperator:
         # The mean curvature can vanish (a saturated hinge); the preconditioner must not.
         values = np.maximum(values, 1e-8 * max(float(values.max()), 1e-30))
         flat = np.square(basis.sum(axis=0)) / o.k
+        if o.k >= MANY:
+            return _mean_kronecker(o, basis, values, flat[:, None] * self._gauge).backsolve
         fixed = o.penalty + o.damping + 1e-14 * np.trace(o.gram) / o.d
         diagonals = fixed[None, :] + flat[:, None] * self._gauge
         if 8 * o.k * o.d**2 > o.preconditioner_bytes:
@@ -325,22 +344,32 @@ def _factor(gram: np.ndarray, diagonal: np.ndarray) -> tuple[np.ndarray, bool]:
     raise SolverError("X'X has entries that are not finite: features this large overflow")
 
 
-def _shard_value(shard: Shard, state: tuple[Loss, np.ndarray], rows: Rows) -> tuple[Any, ...]:
-    loss, weights = state
+def _mean_kronecker(o: Objective, basis: np.ndarray, values: np.ndarray, gauge: np.ndarray) -> Kronecker:
+    """`R diag(c) R' (x) X'X/n`, with penalty, damping and what is added along flat directions (k, d)."""
+    transform = feature_basis(o.gram, o.penalty)
+    spread = np.maximum(np.einsum("ij,jl,il->i", transform, o.gram, transform, optimize=True), 0.0)
+    fixed = o.penalty + o.damping + 1e-14 * np.trace(o.gram) / o.d
+    return Kronecker(transform, basis, values[:, None] * spread + fixed + gauge)
+
+
+def _shard_value(shard: Shard, state: tuple[Loss, np.ndarray, bool], rows: Rows) -> tuple[Any, ...]:
+    loss, weights, rough = state
     example_weights = rows.get("example_weights")
+    multiplied = linear.as_multiplied(weights, rough)
 
     def some(part: slice) -> tuple[float, np.ndarray]:
-        features, targets = shard.features[part], shard.targets[part]
-        f = linear.logits(weights, features)
+        features, targets = linear.as_multiplied(shard.features[part], rough), shard.targets[part]
+        f = linear.logits(multiplied, features)
         value, residual = value_and_residual(loss, f, targets)
         if example_weights is not None:
             value = value * example_weights[part]
-            residual = residual * example_weights[part, None]
-        return float(value.sum()), linear.gradient_sum(residual, features)
+            residual = residual * example_weights[part, None].astype(residual.dtype)
+        total = linear.gradient_sum(residual, features)
+        return float(value.sum(dtype=np.float64)), total.astype(np.float64, copy=False)
 
-    bytes_per_row = min(8.0 * shard.features.shape[1], CACHED_BYTES / _ROWS)
-    chunks = row_chunks(len(shard.features), bytes_per_row, CACHED_BYTES)
-    return reduce(add, in_threads(some, chunks), (0.0, np.zeros(weights.size)))
+    size = 8.0 * shard.features.shape[1]
+    chunks = row_chunks(len(shard.features), size, CACHED_BYTES, WORTH_ROWS)
+    return sum_in_threads(some, chunks, add)
 
 
 def _shard_squares(shard: Shard, loss: Loss, rows: Rows) -> float:
@@ -355,14 +384,19 @@ def _shard_gram(shard: Shard, state: None, rows: Rows) -> np.ndarray:
     return linear.weighted_gram(shard.features, np.ones(len(shard.features)) if weights is None else weights)
 
 
-def _shard_curvature(shard: Shard, state: tuple[Loss, np.ndarray], rows: Rows) -> np.ndarray:
-    loss, weights = state
+def _shard_curvature(shard: Shard, state: tuple[Loss, np.ndarray, bool], rows: Rows) -> np.ndarray:
+    loss, weights, single = state
+    weights = linear.as_multiplied(weights, single)
     example_weights = rows.get("example_weights", np.ones(len(shard.features)))
-    total: Any = 0.0
-    for part in row_chunks(len(shard.features), 8.0 * loss.outputs**2):
-        curvature = loss.curvature(linear.logits(weights, shard.features[part]), shard.targets[part])
-        total = total + np.tensordot(example_weights[part], curvature, 1)
-    return np.asarray(total)
+
+    def some(part: slice) -> np.ndarray:
+        f = linear.logits(weights, linear.as_multiplied(shard.features[part], single))
+        total = curvature_sum(loss, f, shard.targets[part], example_weights[part].astype(f.dtype))
+        return total.astype(np.float64, copy=False)
+
+    size = max(8.0 * loss.outputs, 8.0 * shard.features.shape[1])
+    chunks = row_chunks(len(shard.features), size, CACHED_BYTES, WORTH_ROWS)
+    return sum_in_threads(some, chunks, add)
 
 
 def _shard_hessian(shard: Shard, state: tuple[Loss, np.ndarray, bool], rows: Rows) -> np.ndarray:
@@ -380,7 +414,7 @@ def _product(
     example_weights: np.ndarray | None,
 ) -> np.ndarray:
     size = 32.0 * loss.outputs * vectors.shape[1]
-    size = max(size, min(WORKING_BYTES / CACHED_BYTES * 8.0 * features.shape[1], WORKING_BYTES / _ROWS))
+    size = max(size, min(WORKING_BYTES / CACHED_BYTES * 8.0 * features.shape[1], WORKING_BYTES / WORTH_ROWS))
     chunks = list(row_chunks(len(features), size))
     # Products with many vectors are large enough for BLAS's own threads, and their sums for memory.
     groups = min(_GROUPS, len(chunks)) if vectors.shape[1] <= _FEW_VECTORS else 1

@@ -77,6 +77,10 @@ def _inverse(
         shares.append(scale * float(change @ vector))
         vector -= shares[-1] * bend
     vector = near_inverse(vector[:, None])[:, 0]
+    if pairs:
+        # The near Hessian may be too flat or too steep over all; the last step tells (Shanno and Phua 1978).
+        change, bend, scale = pairs[-1]
+        vector /= scale * float(bend @ near_inverse(bend[:, None])[:, 0])
     for (change, bend, scale), share in zip(pairs, reversed(shares), strict=True):
         vector += (share - scale * float(bend @ vector)) * change
     return vector

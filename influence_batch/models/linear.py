@@ -97,7 +97,7 @@ def weighted_gram(features: np.ndarray, weights: np.ndarray, single: bool = Fals
     def some(group: int) -> np.ndarray:
         total = np.zeros((d, d))
         for part in chunks[group::groups]:
-            _add_gram(total, _as_multiplied(features[part], single), weights[part])
+            _add_gram(total, as_multiplied(features[part], single), weights[part])
         return total
 
     total: np.ndarray = sum(in_threads(some, range(groups)), np.zeros((d, d)))
@@ -110,8 +110,9 @@ def _product_chunks(n: int, d: int, single: bool = False) -> list[slice]:
     return [slice(start, start + step) for start in range(0, n, step)]
 
 
-def _as_multiplied(array: np.ndarray, single: bool) -> np.ndarray:
-    return array.astype(np.float32) if single else array
+def as_multiplied(array: np.ndarray, single: bool) -> np.ndarray:
+    """An array as float32 where products are to be of that."""
+    return array.astype(np.float32, copy=False) if single else array
 
 
 def _add_gram(total: np.ndarray, features: np.ndarray, weights: np.ndarray) -> None:
@@ -169,7 +170,7 @@ def hessian_sum(
     def add(group: int) -> None:
         # Rows first: those of a chunk stay in the cache for all pairs of the group.
         for part in _product_chunks(n, d, single):
-            some = _as_multiplied(features[part], single)
+            some = as_multiplied(features[part], single)
             for a, b in pairs[group::groups]:
                 _add_gram(blocks[a, :, b, :], some, w[part] * entry(a, b, part))
 
@@ -242,8 +243,7 @@ def kronecker_leverage(
         basis: R (k, k).
         values: s (k, d).
     """
-    rotated = _as_multiplied(features, single) @ _as_multiplied(transform.T, single)
-    diagonal = np.square(rotated) @ _as_multiplied((1.0 / values).T / n_total, single)
+    diagonal = kronecker_diagonal(features, transform, values, n_total, single)
     if loss.separable:
         return diagonal.astype(np.float64)
     contrasts = basis[:-1] - basis[-1]
@@ -251,6 +251,15 @@ def kronecker_leverage(
     pairs = (contrasts[:, None, :] * contrasts[None, :, :]).reshape(-1, k)
     result: np.ndarray = (diagonal.astype(np.float64) @ pairs.T).reshape(len(features), k - 1, k - 1)
     return result
+
+
+def kronecker_diagonal(
+    features: np.ndarray, transform: np.ndarray, values: np.ndarray, n_total: float, single: bool = False
+) -> np.ndarray:
+    """d (n, k) of these leverages, `A = R diag(d) R'`; of float32 where its products are."""
+    rotated = as_multiplied(features, single) @ as_multiplied(transform.T, single)
+    diagonal: np.ndarray = np.square(rotated) @ as_multiplied((1.0 / values).T / n_total, single)
+    return diagonal
 
 
 def _quadratics(features: np.ndarray, matrices: list[np.ndarray], single: bool) -> np.ndarray:
@@ -262,14 +271,14 @@ def _quadratics(features: np.ndarray, matrices: list[np.ndarray], single: bool) 
     """
     n, d = features.shape
     g = len(matrices)
-    lower = [_as_multiplied(np.tril(matrix) + np.triu(matrix, 1).T, single) for matrix in matrices]
+    lower = [as_multiplied(np.tril(matrix) + np.triu(matrix, 1).T, single) for matrix in matrices]
     count = max(1, round(d / COLUMNS))
     edges = list(pairwise([d * i // count for i in range(count + 1)]))
     slices = [np.concatenate([one[start:, start:stop] for one in lower], axis=1) for start, stop in edges]
     total = np.zeros((n, g))
 
     def add(part: slice) -> None:
-        x = _as_multiplied(features[part], single)
+        x = as_multiplied(features[part], single)
         for (start, stop), block in zip(edges, slices, strict=True):
             product = (x[:, start:] @ block).reshape(len(x), g, stop - start)
             total[part] += np.einsum("ngj,nj->ng", product, x[:, start:stop])

@@ -227,6 +227,17 @@ def curvature_entries(
     return lambda a, b, rows: curvature[rows, a, b]
 
 
+def curvature_sum(loss: Loss, logits: np.ndarray, targets: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Sum of the examples' C (k, k), or of its diagonal (k,), each counted `counts` (n,) times."""
+    if not isinstance(loss, Softmax):
+        total: np.ndarray = counts @ loss.curvature(logits, targets)
+        return total
+    p = softmax(logits)
+    total = -(p.T @ (p * counts[:, None]))
+    total[np.diag_indices_from(total)] += counts @ p
+    return total
+
+
 def curvature_forms(loss: Loss, logits: np.ndarray, targets: np.ndarray, basis: np.ndarray) -> np.ndarray:
     """`r_a' C r_a` (n, k) for the columns of `basis` (k, k)."""
     if not isinstance(loss, Softmax):

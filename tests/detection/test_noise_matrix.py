@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from scipy.special import softmax
+from scipy.special import log_softmax, logsumexp, softmax
 
 from influence_batch.detection import (
     Channel,
@@ -18,7 +18,7 @@ from influence_batch.detection import (
 )
 from influence_batch.detection.noise_matrix import (
     em_statistics,
-    log_joint,
+    posterior,
     uniform_noise,
 )
 from influence_batch.detection.suspects import fit_rows, fit_sample
@@ -136,9 +136,60 @@ def test_a_channel_is_a_distribution_of_given_labels() -> None:
     model = NoiseModel(0.7, random.dirichlet(np.ones(4), 4), 0.3, 0.0)
     total = np.zeros(50)
     for g in range(4):
-        wrong, right, _ = log_joint(scores, np.full(50, g), model)
-        total += np.exp(wrong).sum(axis=1) + np.exp(right)
+        found = posterior(scores, np.full(50, g), model)
+        total += np.exp(found.log_wrong) + np.exp(found.log_right)
     np.testing.assert_allclose(total, 1.0, rtol=1e-9)
+
+
+@pytest.mark.parametrize("border", [0.0, 0.3])
+@pytest.mark.parametrize("rates", [True, False])
+@pytest.mark.parametrize("sharpness", [1.0, 30.0, 3000.0])
+def test_posterior_is_the_formula(border: float, rates: bool, sharpness: float) -> None:
+    """In logarithms of any size; a channel without rates has errors near borders only."""
+    random = np.random.default_rng(3)
+    k = 4
+    matrix = random.dirichlet(np.ones(k), k) if rates else np.eye(k)
+    if not rates and border == 0.0:
+        pytest.skip("a channel without errors")
+    model, scores = NoiseModel(0.7, matrix, border, 0.0), sharpness * random.standard_normal((60, k))
+    given = random.integers(0, k, 60)
+    found = posterior(scores, given, model, shares=True)
+    log_p = log_softmax(scores / 0.7, axis=1)
+    assert found.shares is not None
+    for i, g in enumerate(given):
+        others = [j for j in range(k) if j != g]
+        rest = [logsumexp([log_p[i, a] for a in range(k) if a != j]) for j in others]
+        with np.errstate(divide="ignore"):
+            joint = [
+                np.logaddexp(
+                    np.log(matrix[j, g]) + np.log1p(-border) + log_p[i, j],
+                    np.log(border) + log_p[i, g] + log_p[i, j] - log_rest,
+                )
+                for j, log_rest in zip(others, rest, strict=True)
+            ]
+        assert found.log_wrong[i] == pytest.approx(logsumexp(joint), rel=1e-9, abs=1e-9)
+        right = np.log(matrix[g, g]) + np.log1p(-border) + log_p[i, g]
+        assert found.log_right[i] == pytest.approx(right, rel=1e-9, abs=1e-9)
+        assert found.log_p[i] == pytest.approx(log_p[i, g], rel=1e-9, abs=1e-12)
+        expected = np.exp(np.array(joint) - logsumexp(joint))
+        np.testing.assert_allclose(found.shares[i, others], expected, rtol=1e-7, atol=1e-12)
+        assert found.shares[i, g] == 0.0
+
+
+def test_even_noise_is_what_em_over_matrices_finds() -> None:
+    """Kept to one rate by hand, from the same start."""
+    scores, _, given = _world(2_000, uniform_noise(5, 0.1), temperature=0.7)
+    channel = Channel(scores, given)
+    groups = channel.groups(0.9, with_border=True)
+    matrix, border = uniform_noise(5, 0.05), 0.02
+    for _ in range(30):
+        counts, near, likelihood = em_statistics(groups, matrix, border)
+        matrix = uniform_noise(5, 1.0 - np.trace(counts) / counts.sum())
+        border = near / len(given)
+    found = channel.at(0.9, even=True, steps=30)
+    np.testing.assert_allclose(found.matrix, matrix, rtol=1e-9)
+    assert found.border == pytest.approx(border, rel=1e-9)
+    assert found.log_likelihood == pytest.approx(likelihood, rel=1e-12)
 
 
 def test_likelihood_only_rises_with_the_temperature_fitted() -> None:

@@ -101,6 +101,13 @@ def test_newtons_method_has_iterations_left_where_quasi_newton_steps_do_not_arri
         return objective.with_near_inverse(lambda vectors: 1e-3 * vectors)
 
     monkeypatch.setattr(fit_module, "_with_near", crawling)
+    quick = fit(objective, max_iterations=40)
+    assert quick.method == "lbfgs"  # a Hessian that is out by a factor is soon found out
+    assert quick.iterations < 25
+    monkeypatch.setattr(
+        "influence_batch.influence.quasi_newton._inverse",
+        lambda near_inverse, pairs, gradient: near_inverse(gradient[:, None])[:, 0],
+    )
     seen: list[int] = []
     found = fit(objective, max_iterations=40, progress=lambda iteration, norm: seen.append(iteration))
     assert found.gradient_norm < 1e-8
