@@ -210,7 +210,11 @@ def _notes(data: Data, model: Model, explained: Explained, crossed: Crossed, n_t
                 if error is None
                 else f"on {error.examples} examples self-influence is off by {error.median:.0%} (median), at "
                 f"most {error.largest:.0%}"
-                + ("." if error.rows == data.train.n_rows else f", by the Hessian of {error.rows} of the rows.")
+                + (
+                    "."
+                    if error.rows == data.train.n_rows
+                    else f", by the Hessian of {error.rows} of the rows."
+                )
             )
         )
     elif model.objective.single:

@@ -89,6 +89,10 @@ def _limited(roots: np.ndarray, p: np.ndarray, rotation: np.ndarray, most: float
     # No eigenvalue of C is above its trace, nor above a half.
     bound = np.square(roots).max(axis=1) * np.minimum(1.0 - np.square(p).sum(axis=1), 0.5)
     rows = np.flatnonzero(bound >= _MAY_MATTER)
+    if rows.size:
+        # Nor is an eigenvalue of C A above the trace, which takes products.
+        trace = np.einsum("ij,ij->i", np.square(roots[rows]), _forms(p[rows], rotation))
+        rows = rows[trace >= _MAY_MATTER]
     if rows.size == 0:
         return roots
     some, probabilities = roots[rows], p[rows]
@@ -102,6 +106,12 @@ def _limited(roots: np.ndarray, p: np.ndarray, rotation: np.ndarray, most: float
     scaled = roots.copy()
     scaled[rows[above]] *= np.sqrt(most / largest[above])[:, None].astype(roots.dtype)
     return scaled
+
+
+def _forms(p: np.ndarray, rotation: np.ndarray) -> np.ndarray:
+    """`r_j' C r_j` (n, k) for the columns of R."""
+    forms: np.ndarray = p @ np.square(rotation) - np.square(p @ rotation)
+    return forms
 
 
 def _conjugate_gradient(
