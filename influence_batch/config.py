@@ -408,6 +408,9 @@ class AuditConfig(_Section):
     shard_rows: _Int | None = Field(
         None, ge=1, description="a whole number, 1 or more: rows a shard (default: from memory_limit)"
     )
+    reuse_features: bool = Field(
+        True, description="true or false: whether features that cost are kept on disk for the next run"
+    )
     seed: _Int = Field(0, ge=0, description="a whole number, 0 or more")
     reports: str = Field("reports", description="path of a folder, or an fsspec URL, for the reports")
     keep: _Int | None = Field(

@@ -185,6 +185,15 @@ def planned_slots(cluster: Any) -> int:
     return _UNKNOWN_SLOTS
 
 
+def _has_costly_steps(config: AuditConfig) -> bool:
+    return any(hasattr(step, "components") for step in config.model.features)
+
+
+def reuses_features(config: AuditConfig) -> bool:
+    """Whether features are kept for the next run: those that cost, where all that compute see one disk."""
+    return config.reuse_features and _has_costly_steps(config) and config.cluster.kind in ("none", "local")
+
+
 def preconditioner_bytes(config: AuditConfig) -> float:
     """What the preconditioner's factors may take; above that it is the diagonal."""
     return min(512 * 1024**2, 0.15 * config.memory_limit)
@@ -209,8 +218,14 @@ def shard_rows(config: AuditConfig, width: int, outputs: int, n: int | None = No
     widest = max(model_width(config, width)[1], _OUTPUT_VALUES * outputs)
     rows = max(1, int(size / (8.0 * widest)))
     if n is not None and slots > 1:
-        rows = min(rows, max(ceil(n / (_SHARDS_A_SLOT * slots)), _LEAST_ROWS))
+        rows = min(rows, max(_rounded_down(ceil(n / (_SHARDS_A_SLOT * slots))), _LEAST_ROWS))
     return rows
+
+
+def _rounded_down(rows: int) -> int:
+    """To four binary digits: a few rows more do not cut all shards anew."""
+    step = 2 ** max(0, rows.bit_length() - 4)
+    return rows // step * step
 
 
 @dataclass(frozen=True)
@@ -326,7 +341,7 @@ def make_plan(config: AuditConfig, train: Dataset, n_test: int, classes: tuple[A
     opened = 8.0 * n * d
     compact = opened > cache
     # A compact shard is kept as it is behind the last step that is work to redo.
-    redone = any(hasattr(step, "components") for step in config.model.features)
+    redone = _has_costly_steps(config)
     kept_width = d - config.model.intercept if compact else d
     narrow = compact and train.float32 and not redone
     data_bytes = (4.0 if narrow else 8.0) * n * kept_width
@@ -337,6 +352,8 @@ def make_plan(config: AuditConfig, train: Dataset, n_test: int, classes: tuple[A
         + 400.0 * sizes.m * config.influence.top_k
         + 8.0 * sizes.p * sizes.m
     )
+    if reuses_features(config):
+        parts += 8.0 * (n + n_test) * kept_width
     return Plan(
         sizes=sizes,
         classes=classes,
