@@ -31,6 +31,18 @@ class ClusterError(RunError):
     """Workers or their scheduler failed, not the audit: the run can be taken up again."""
 
 
+class StoppedWithReport(KeyboardInterrupt):
+    """Somebody stopped the audit when its report was there already.
+
+    Attributes:
+        run_dir: the report.
+    """
+
+    def __init__(self, run_dir: object) -> None:
+        super().__init__(f"stopped; the report was there already: {run_dir}")
+        self.run_dir = run_dir
+
+
 class GateError(Exception):
     """The report is written, and what it says is past a limit of the config (exit code 3).
 

@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from influence_batch.errors import ClusterError, InputError, MissingFileError, RunError
+from influence_batch.errors import ClusterError, InputError, MissingFileError, RunError, StoppedWithReport
 from influence_batch.execution.parts import StoreOnDisk, whole_or_nothing
 from influence_batch.report.placing import destination
 from influence_batch.report.schema import table_schema
@@ -178,6 +178,7 @@ class RunWriter:
 
         Raises:
             OSError: it cannot be written; nothing of it is to be seen then.
+            StoppedWithReport: somebody interrupted `then`.
         """
         if self.run_dir is not None:
             return self.run_dir
@@ -187,6 +188,8 @@ class RunWriter:
         _remove(self._folder)
         try:
             then()
+        except KeyboardInterrupt:
+            raise StoppedWithReport(self.run_dir) from None
         finally:
             self._lock.release()
         return self.run_dir
