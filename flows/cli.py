@@ -293,6 +293,8 @@ def _print_plan(plan: dict[str, Any], work: str) -> None:
     )
     click.echo(f"test: {plan['test_points']} points, {plan['block']} at a time")
     click.echo(f"solver: {plan['solver']} ({plan['reason']})")
+    unless = ", unless rounding would show in them" if plan["precision"] == "float32" else ""
+    click.echo(f"precision: leverages of {plan['precision']} products{unless}")
     click.echo(
         f"memory: {decimal(plan['memory_limit'])} for {plan['slots']} "
         f"{'place' if plan['slots'] == 1 else 'places'} of work together; {plan['kept_share']:.0%} of the "
