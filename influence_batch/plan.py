@@ -401,7 +401,8 @@ def _stages(
     one_pass = 4.0 * n * d * k
     pairs = linear.hessian_pairs(sizes.loss)
     fit_flops = _FIT_PASSES * one_pass
-    leverages = 1.2 * n * d**2 * pairs + (30.0 * n * k**3 if not sizes.loss.separable else 0.0)
+    products = 1.2 * n * d**2 * pairs
+    leverages = products + (30.0 * n * k**3 if not sizes.loss.separable else 0.0)
     solves = (choice.direct_flops if choice.kind == "direct" else choice.cg_flops) + leverages
     # Otherwise the solver's own solves stand with the leverages'.
     test_solves, test_passes = 0.0, 0
@@ -414,7 +415,7 @@ def _stages(
     yield Stage("read", 0.0, 1, row_memory)
     yield Stage("fit", fit_flops, _FIT_PASSES, row_memory)
     # Hessians of a refit serve leverages alone.
-    single, hessian = (leverages, n * d**2 * pairs) if choice.kind != "ekfac" and inverse else (0.0, 0.0)
+    single, hessian = (products, n * d**2 * pairs) if choice.kind != "ekfac" and inverse else (0.0, 0.0)
     yield Stage("influence", solves, influence_passes, row_memory + dense, single=single)
     # Beside the product, what is done with each of its n k m numbers.
     cross = 2.0 * n * sizes.p * m + 60.0 * n * k * m + test_solves
