@@ -246,6 +246,11 @@ def test_example_configs_of_clusters_are_valid() -> None:
 
 
 def test_secrets_of_a_cluster_class_are_not_recorded(data: Path) -> None:
-    cluster = {"kind": "class", "class": "a.B", "kwargs": {"cores": 2, "env": {"AWS_SECRET_ACCESS_KEY": "x"}}}
+    arguments = {"cores": 2, "env": {"AWS_SECRET_ACCESS_KEY": "x"}, "mounts": [{"path": "/a", "token": "x"}]}
+    cluster = {"kind": "class", "class": "a.B", "kwargs": arguments}
     shown = _without_secrets(load_config(config(data, cluster=cluster)).model_dump(mode="json"))
-    assert shown["cluster"]["kwargs"] == {"cores": 2, "env": {"AWS_SECRET_ACCESS_KEY": "(not recorded)"}}
+    assert shown["cluster"]["kwargs"] == {
+        "cores": 2,
+        "env": {"AWS_SECRET_ACCESS_KEY": "(not recorded)"},
+        "mounts": [{"path": "/a", "token": "(not recorded)"}],
+    }
