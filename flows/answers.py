@@ -43,6 +43,8 @@ def answers_in_words(command: Callable[..., None]) -> Callable[..., None]:
 
 def stop(message: str, code: int) -> NoReturn:
     """Say what is wrong, and end with that exit code."""
-    for line in message.splitlines():
+    from influence_batch.redaction import redacted
+
+    for line in redacted(message).splitlines():
         click.echo(f"error: {line}", err=True)
     sys.exit(code)

@@ -20,7 +20,7 @@ from flows.progress import terminal_progress  # noqa: E402
 from flows.stopping import interruptible  # noqa: E402
 from influence_batch.audit import run  # noqa: E402
 from influence_batch.config import load_config  # noqa: E402
-from influence_batch.errors import GateError, InputError, RunError  # noqa: E402
+from influence_batch.errors import GateError, InputError, RunError, StoppedWithReport  # noqa: E402
 from influence_batch.gates import failed_gates  # noqa: E402
 
 _RETRY_DELAY_SECONDS = 10
@@ -100,7 +100,10 @@ def audit_flow(
     tell_of_killed_run(checked)
     with terminal_progress() as progress:
         outcome = run(checked, progress, _stage, profile=profile)
-    leave_artifacts(outcome)
+    try:
+        leave_artifacts(outcome)
+    except KeyboardInterrupt:
+        raise StoppedWithReport(outcome.run_dir) from None
     if failed := failed_gates(outcome.run):
         raise GateError("\n".join(failed), outcome.summary())
     return outcome.summary()

@@ -84,7 +84,7 @@ def _audit(
     from flows.notification import tell_of_killed_run, telling_failures
     from flows.stopping import ending_on_signals
     from influence_batch.config import load_config
-    from influence_batch.errors import GateError
+    from influence_batch.errors import GateError, StoppedWithReport
     from influence_batch.preparation import open_run, plan_audit, prepare
 
     _log_to_stderr()
@@ -99,6 +99,8 @@ def _audit(
             return _run_flow(config, overrides, reports, profile, telling_failures(checked)), ""
     except GateError as error:
         return dict(error.summary), str(error)
+    except StoppedWithReport as stopped:
+        stop(str(stopped), EXIT_FAILURE)
     except KeyboardInterrupt:
         stop("stopped; the same command goes on from here, if its data stay as they are", EXIT_FAILURE)
 
@@ -291,6 +293,8 @@ def _print_plan(plan: dict[str, Any], work: str) -> None:
     )
     click.echo(f"test: {plan['test_points']} points, {plan['block']} at a time")
     click.echo(f"solver: {plan['solver']} ({plan['reason']})")
+    unless = ", unless rounding would show in them" if plan["precision"] == "float32" else ""
+    click.echo(f"precision: leverages of {plan['precision']} products{unless}")
     click.echo(
         f"memory: {decimal(plan['memory_limit'])} for {plan['slots']} "
         f"{'place' if plan['slots'] == 1 else 'places'} of work together; {plan['kept_share']:.0%} of the "

@@ -13,6 +13,7 @@ from flows.environment import set_defaults
 from influence_batch.config import AuditConfig, load_config
 from influence_batch.errors import InputError, RunError
 from influence_batch.preparation import prepare
+from influence_batch.redaction import redacted
 
 if TYPE_CHECKING:
     from prefect.deployments.runner import RunnerDeployment
@@ -242,7 +243,8 @@ def _deployments(
                 schedule=schedule,
                 paused=False,  # serving pauses at its end what it has served
                 parameters=parameters,
-                description=f"Audit of {as_text(config.train.path)}; reports in {as_text(config.reports)}",
+                description=f"Audit of {as_text(redacted(config.train.path))}; "
+                f"reports in {as_text(config.reports)}",
                 version=__version__,
                 tags=["influence-batch"],
                 # By its module: whatever the working directory, the installed package is what runs.

@@ -9,7 +9,7 @@ import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -38,11 +38,13 @@ class Ending:
         status: `done`, `gate` (done, and past a gate of the config) or `failure`.
         reasons: why, in sentences.
         summary: what `influence-batch audit --json` prints, where there is a report.
+        gone: whether it was told by others, for the process was killed.
     """
 
     status: Literal["done", "gate", "failure"]
     reasons: Sequence[str] = ()
     summary: Mapping[str, Any] = field(default_factory=dict)
+    gone: bool = False
 
 
 def ending_of(state: Any) -> Ending | None:
@@ -75,8 +77,15 @@ def notify(flow: Any, flow_run: Any, state: Any) -> None:
         # Where the config cannot be read, nobody knows whom to tell: the run's state has the message.
         return
     ending = ending_of(state)
-    if ending is not None:
-        tell(config, ending, flow_run.name)
+    if ending is None:
+        return
+    if state.is_crashed():
+        # Whoever is first takes what a killed process has left, so that it is told once: this hook or
+        # the next run. Where the two are on different machines, what is remembered says that it was told.
+        if _killed(config) is None and _told_since(config, flow_run.start_time):
+            return
+        ending = replace(ending, gone=True)
+    tell(config, ending, flow_run.name)
 
 
 @contextmanager
@@ -91,15 +100,43 @@ def telling_failures(config: AuditConfig) -> Iterator[None]:
 
 def tell_of_killed_run(config: AuditConfig) -> None:
     """Tell of a run that could not: its process was killed. To be called before another run begins."""
-    if config.notify is None:
+    killed = _killed(config)
+    if killed is None:
         return
-    killed = None
-    with suppress(InputError, OSError):  # what the run itself will say in words
-        killed = killed_run(as_place(config.reports, "reports"), config.name)
-    if killed is not None:
-        reason = f"an earlier run ended without a word, killed or with its machine: {killed}"
-        _LOG.warning("%s", reason)
-        tell(config, Ending("failure", [reason]))
+    reason = f"an earlier run ended without a word, killed or with its machine: {killed}"
+    _LOG.warning("%s", reason)
+    since = re.search(r"since (\d{4}-\d\d-\d\d \d\d:\d\d:\d\d)Z", killed)
+    began = datetime.fromisoformat(f"{since[1]}+00:00") if since else None
+    if not _told_since(config, began):
+        tell(config, Ending("failure", [reason], gone=True))
+
+
+def _killed(config: AuditConfig) -> str | None:
+    """What a killed run has left of itself, which is gone then; None where nobody is to be told."""
+    if config.notify is not None:
+        with suppress(InputError, OSError):  # what the run itself will say in words
+            return killed_run(as_place(config.reports, "reports"), config.name)
+    return None
+
+
+def _told_since(config: AuditConfig, began: datetime | None) -> bool:
+    """Whether the last ending that was told is that of a killed process, and later than a run's beginning."""
+    file = _file_of(config)
+    if file is None or began is None:
+        return False
+    try:
+        last = json.loads(read_text(file))
+        return bool(last["gone"]) and datetime.fromisoformat(last["time"]) >= began.replace(microsecond=0)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _file_of(config: AuditConfig) -> Place | None:
+    """Where the last ending is remembered; None at a URL that nothing can be kept at."""
+    try:
+        return as_place(config.reports, "reports") / f".last-ending-{config.name}.json"
+    except InputError:  # its run has failed for that
+        return None
 
 
 def tell(config: AuditConfig, ending: Ending, flow_run: str | None = None) -> None:
@@ -111,9 +148,7 @@ def tell(config: AuditConfig, ending: Ending, flow_run: str | None = None) -> No
     """
     if config.notify is None:
         return
-    file: Place | None = None
-    with suppress(InputError):  # a URL that nothing can be kept at: its run has failed for that
-        file = as_place(config.reports, "reports") / f".last-ending-{config.name}.json"
+    file = _file_of(config)
     event = ending.status if ending.status != "done" else "recovery" if _was_not_fine(file) else None
     told = True
     if event in config.notify.on:
@@ -137,7 +172,12 @@ def _was_not_fine(file: Place | None) -> bool:
 def _remember(file: Place | None, ending: Ending) -> None:
     if file is None:
         return
-    content = {"status": ending.status, "time": _now(), "reasons": list(ending.reasons)}
+    content = {
+        "status": ending.status,
+        "time": _now(),
+        "reasons": list(ending.reasons),
+        "gone": ending.gone,
+    }
     try:
         if isinstance(file, Path):
             file.parent.mkdir(parents=True, exist_ok=True)  # a run that failed early has made none

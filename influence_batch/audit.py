@@ -17,8 +17,9 @@ import numpy as np
 import pandas as pd
 
 from influence_batch.config import AuditConfig, load_config
-from influence_batch.dataset import inspect
+from influence_batch.dataset import Inspection, inspect
 from influence_batch.dataset.inspection import check_test_labels, encode_all
+from influence_batch.dataset.reuse import Reuse
 from influence_batch.detection import (
     Reading,
     error_flows,
@@ -47,7 +48,7 @@ from influence_batch.influence import (
 )
 from influence_batch.influence.cross import TestBlock, top_k_columns
 from influence_batch.models import linear, predict
-from influence_batch.plan import Plan
+from influence_batch.plan import Plan, reuses_features
 from influence_batch.preparation import (
     corrections_of,
     locate_verdicts,
@@ -140,7 +141,8 @@ def run(
         if isinstance(clock, Profile):
             executor = clock.watch(executor, plan)
         with clock("read"):
-            data = wrap("read", read)(prepared, plan, executor, writer.store, progress)
+            features = writer.features if reuses_features(config) else None
+            data = wrap("read", read)(prepared, plan, executor, writer.store, progress, features)
         with clock("fit"):
             model = wrap("fit", train)(data, progress)
         with clock("influence"):
@@ -177,9 +179,17 @@ def run(
 
 
 def read(
-    prepared: Prepared, plan: Plan, executor: Executor, store: Store, progress: Progress = quiet
+    prepared: Prepared,
+    plan: Plan,
+    executor: Executor,
+    store: Store,
+    progress: Progress = quiet,
+    features: Path | None = None,
 ) -> Data:
     """Read every value once, check it, and fingerprint the data.
+
+    Args:
+        features: folder where those that cost are kept from run to run; None: they are not.
 
     Raises:
         InputError: values that cannot be audited.
@@ -188,18 +198,26 @@ def read(
     require_unchanged(prepared)
     train_set = prepared.train.having(compact=plan.compact)
     train_inspection = inspect(
-        train_set, executor, store, lambda done, total: progress("read train", done, total)
+        train_set,
+        executor,
+        store,
+        lambda done, total: progress("read train", done, total),
+        features is not None,
     )
     test_set, test_inspection = None, None
     if prepared.test is not None:
         test_set = prepared.test.having(compact=plan.compact)
         test_inspection = inspect(
-            test_set, executor, store, lambda done, total: progress("read test", done, total)
+            test_set,
+            executor,
+            store,
+            lambda done, total: progress("read test", done, total),
+            features is not None,
         )
         if plan.classes is not None:
             check_test_labels(test_inspection.labels, plan.classes, test_set.columns.label)
-        test_set = test_set.having(classes=plan.classes)
-    train_set = train_set.having(classes=plan.classes)
+        test_set = test_set.having(classes=plan.classes, reuse=_reuse(features, test_inspection))
+    train_set = train_set.having(classes=plan.classes, reuse=_reuse(features, train_inspection))
     located = locate_verdicts(prepared, train_inspection, plan.classes)
     if located is not None and located.corrections:
         train_set = train_set.having(corrections=corrections_of(train_set, located.corrections))
@@ -215,6 +233,10 @@ def read(
         store=store,
         located=located,
     )
+
+
+def _reuse(features: Path | None, inspection: Inspection) -> Reuse | None:
+    return None if features is None else Reuse(features, inspection.contents)
 
 
 def explain(data: Data, model: Model, progress: Progress = quiet) -> Explained:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -24,7 +23,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from influence_batch.config_errors import told
-from influence_batch.config_files import apply_override, plain, read_yaml
+from influence_batch.config_files import apply_override, check_place, plain, read_yaml
 from influence_batch.config_notify import NotifyConfig
 from influence_batch.config_report import ReportConfig, with_absolute_folder
 from influence_batch.errors import InputError
@@ -408,6 +407,9 @@ class AuditConfig(_Section):
     shard_rows: _Int | None = Field(
         None, ge=1, description="a whole number, 1 or more: rows a shard (default: from memory_limit)"
     )
+    reuse_features: bool = Field(
+        True, description="true or false: whether features that cost are kept on disk for the next run"
+    )
     seed: _Int = Field(0, ge=0, description="a whole number, 0 or more")
     reports: str = Field("reports", description="path of a folder, or an fsspec URL, for the reports")
     keep: _Int | None = Field(
@@ -484,9 +486,6 @@ def _with_absolute_paths(config: AuditConfig, folder: Path, reports: str | Path 
         update["model"] = config.model.model_copy(update={"weights": absolute(config.model.weights)})
     update["report"] = with_absolute_folder(config.report, absolute)
     given = config.reports if reports is None else str(reports)
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/(?!/)", given):
-        raise InputError(
-            f"reports: found {given}; accepted: a URL with two slashes (pathlib keeps one: give it as text)"
-        )
+    check_place(given)
     update["reports"] = absolute(given) if reports is None or "://" in given else str(Path(given).absolute())
     return config.model_copy(update=update)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import yaml
 
 from influence_batch.errors import InputError
+from influence_batch.redaction import redacted
 
 
 def plain(value: Any) -> Any:
@@ -82,3 +84,21 @@ def apply_override(content: dict[str, Any], override: str) -> None:
             raise InputError(f"--set {override}: {parent} has no keys of its own, it is {inner!r}")
         section = inner
     section[last] = value
+
+
+def check_place(reports: str) -> None:
+    """Refuse what cannot be the folder of reports, as it is written.
+
+    Raises:
+        InputError: it is a URL that pathlib has been through, or that has a secret in it.
+    """
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/(?!/)", reports):
+        raise InputError(
+            f"reports: found {reports}; accepted: a URL with two slashes (pathlib keeps one: give it as text)"
+        )
+    # It stands in all that names a report.
+    if redacted(reports) != reports:
+        raise InputError(
+            f"reports: found {reports}, with a secret in it; accepted: a URL without one (fsspec reads "
+            "secrets from the environment, such as FSSPEC_FTP_PASSWORD)"
+        )

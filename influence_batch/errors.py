@@ -5,8 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from influence_batch.redaction import redacted
 
-class InputError(Exception):
+
+class _ToldError(Exception):
+    """What it says can be shown to anybody: URLs without passwords and tokens."""
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*(redacted(item) if isinstance(item, str) else item for item in args))
+
+
+class InputError(_ToldError):
     """The config or the data cannot be audited as they are (exit code 2).
 
     The message names the file, column, row or key, what was found and what would be accepted.
@@ -20,7 +29,7 @@ class MissingFileError(InputError):
     """
 
 
-class RunError(Exception):
+class RunError(_ToldError):
     """The audit could not be completed on input that is valid (exit code 1).
 
     The message says what happened and what to change.
@@ -29,6 +38,18 @@ class RunError(Exception):
 
 class ClusterError(RunError):
     """Workers or their scheduler failed, not the audit: the run can be taken up again."""
+
+
+class StoppedWithReport(KeyboardInterrupt):
+    """Somebody stopped the audit when its report was there already.
+
+    Attributes:
+        run_dir: the report.
+    """
+
+    def __init__(self, run_dir: object) -> None:
+        super().__init__(f"stopped; the report was there already: {run_dir}")
+        self.run_dir = run_dir
 
 
 class GateError(Exception):

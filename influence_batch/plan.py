@@ -18,6 +18,7 @@ from influence_batch.errors import InputError
 from influence_batch.execution import local_workers
 from influence_batch.influence.fit import sample_rows
 from influence_batch.influence.objective import hessian_shape
+from influence_batch.influence.precision import worth_single
 from influence_batch.models import Loss, linear, make_loss
 from influence_batch.solvers.choice import Choice, choose
 
@@ -84,6 +85,7 @@ class Stage:
         passes: over the training set.
         memory: bytes in all processes together, beside the shards that are kept.
         solves: of `flops`, those for test points.
+        single: of `flops`, those that are of float32 where the plan has `single`.
     """
 
     name: str
@@ -91,6 +93,7 @@ class Stage:
     passes: float
     memory: float
     solves: float = 0.0
+    single: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -104,6 +107,8 @@ class Plan:
         shards, shard_rows: how train is cut.
         choice: the solver, and why.
         inverse_bytes: of the inverse Hessian, 0 where it is not formed.
+        single: whether leverages are made of float32 products, unless rounding would show: the fitted
+            features say that.
         block: test points that are solved together.
         cache_bytes: of shards that stay in memory, all processes together.
         data_bytes: of all shards in the form in which they are kept.
@@ -120,6 +125,7 @@ class Plan:
     shard_rows: int
     choice: Choice
     inverse_bytes: float
+    single: bool
     block: int
     cache_bytes: int
     data_bytes: float
@@ -155,6 +161,7 @@ class Plan:
             "slots": self.slots,
             "solver": self.choice.kind,
             "reason": self.choice.reason,
+            "precision": "float32" if self.single else "float64",
             "memory_limit": self.limit,
             "data_bytes": int(self.data_bytes),
             "kept_share": round(self.kept_share, 4),
@@ -185,6 +192,15 @@ def planned_slots(cluster: Any) -> int:
     return _UNKNOWN_SLOTS
 
 
+def _has_costly_steps(config: AuditConfig) -> bool:
+    return any(hasattr(step, "components") for step in config.model.features)
+
+
+def reuses_features(config: AuditConfig) -> bool:
+    """Whether features are kept for the next run: those that cost, where all that compute see one disk."""
+    return config.reuse_features and _has_costly_steps(config) and config.cluster.kind in ("none", "local")
+
+
 def preconditioner_bytes(config: AuditConfig) -> float:
     """What the preconditioner's factors may take; above that it is the diagonal."""
     return min(512 * 1024**2, 0.15 * config.memory_limit)
@@ -209,8 +225,14 @@ def shard_rows(config: AuditConfig, width: int, outputs: int, n: int | None = No
     widest = max(model_width(config, width)[1], _OUTPUT_VALUES * outputs)
     rows = max(1, int(size / (8.0 * widest)))
     if n is not None and slots > 1:
-        rows = min(rows, max(ceil(n / (_SHARDS_A_SLOT * slots)), _LEAST_ROWS))
+        rows = min(rows, max(_rounded_down(ceil(n / (_SHARDS_A_SLOT * slots))), _LEAST_ROWS))
     return rows
+
+
+def _rounded_down(rows: int) -> int:
+    """To four binary digits: a few rows more do not cut all shards anew."""
+    step = 2 ** max(0, rows.bit_length() - 4)
+    return rows // step * step
 
 
 @dataclass(frozen=True)
@@ -326,7 +348,7 @@ def make_plan(config: AuditConfig, train: Dataset, n_test: int, classes: tuple[A
     opened = 8.0 * n * d
     compact = opened > cache
     # A compact shard is kept as it is behind the last step that is work to redo.
-    redone = any(hasattr(step, "components") for step in config.model.features)
+    redone = _has_costly_steps(config)
     kept_width = d - config.model.intercept if compact else d
     narrow = compact and train.float32 and not redone
     data_bytes = (4.0 if narrow else 8.0) * n * kept_width
@@ -337,6 +359,8 @@ def make_plan(config: AuditConfig, train: Dataset, n_test: int, classes: tuple[A
         + 400.0 * sizes.m * config.influence.top_k
         + 8.0 * sizes.p * sizes.m
     )
+    if reuses_features(config):
+        parts += 8.0 * (n + n_test) * kept_width
     return Plan(
         sizes=sizes,
         classes=classes,
@@ -345,6 +369,7 @@ def make_plan(config: AuditConfig, train: Dataset, n_test: int, classes: tuple[A
         shard_rows=rows,
         choice=choice,
         inverse_bytes=inverse,
+        single=config.model.l2 != 0 and worth_single(config.solver.precision, n, d, loss),
         block=block,
         cache_bytes=cache,
         data_bytes=data_bytes,
@@ -376,7 +401,8 @@ def _stages(
     one_pass = 4.0 * n * d * k
     pairs = linear.hessian_pairs(sizes.loss)
     fit_flops = _FIT_PASSES * one_pass
-    leverages = 1.2 * n * d**2 * pairs + (30.0 * n * k**3 if not sizes.loss.separable else 0.0)
+    products = 1.2 * n * d**2 * pairs
+    leverages = products + (30.0 * n * k**3 if not sizes.loss.separable else 0.0)
     solves = (choice.direct_flops if choice.kind == "direct" else choice.cg_flops) + leverages
     # Otherwise the solver's own solves stand with the leverages'.
     test_solves, test_passes = 0.0, 0
@@ -388,11 +414,19 @@ def _stages(
     row_memory = fixed - block * column
     yield Stage("read", 0.0, 1, row_memory)
     yield Stage("fit", fit_flops, _FIT_PASSES, row_memory)
-    yield Stage("influence", solves, influence_passes, row_memory + dense)
+    # Hessians of a refit serve leverages alone.
+    single, hessian = (products, n * d**2 * pairs) if choice.kind != "ekfac" and inverse else (0.0, 0.0)
+    yield Stage("influence", solves, influence_passes, row_memory + dense, single=single)
     # Beside the product, what is done with each of its n k m numbers.
     cross = 2.0 * n * sizes.p * m + 60.0 * n * k * m + test_solves
     yield Stage("cross_influence", cross, -(-m // block) + test_passes, fixed + dense, test_solves)
-    yield Stage("detection", 0.5 * fit_flops + solves, _FIT_PASSES / 2 + influence_passes, fixed + dense)
+    yield Stage(
+        "detection",
+        0.5 * fit_flops + solves,
+        _FIT_PASSES / 2 + influence_passes,
+        fixed + dense,
+        single=single + hessian,
+    )
     yield Stage("evidence", 2.0 * n * d * _LISTED, 3, row_memory)
     yield Stage("report", 0.0, 0, _ROW_BYTES * n)
 

@@ -22,6 +22,7 @@ from influence_batch.detection import Reading, least_doubt, power_at
 from influence_batch.execution.parts import narrow_blocks
 from influence_batch.influence import ApproximationError
 from influence_batch.models import predict
+from influence_batch.redaction import redacted, redacted_all
 from influence_batch.stages import Crossed, Data, Explained, Found, Model
 from influence_batch.verdicts import Located
 
@@ -42,7 +43,7 @@ def run_record(
 ) -> dict[str, Any]:
     """Content of run.json, as plain JSON types."""
     config = data.prepared.config
-    content = _without_secrets(config.model_dump(mode="json", exclude={"notify"}))
+    content = _without_secrets(redacted_all(config.model_dump(mode="json", exclude={"notify"})))
     points = crossed.test_points
     residual = points["residual"]
     n_test = len(residual)
@@ -120,7 +121,7 @@ def _describe(dataset: Dataset, inspection: Inspection) -> dict[str, Any]:
         files[ref.path] = files.get(ref.path, 0) + ref.rows
     described: dict[str, Any] = {
         "fingerprint": inspection.fingerprint,
-        "files": [{"path": path, "rows": rows} for path, rows in files.items()],
+        "files": [{"path": redacted(path), "rows": rows} for path, rows in files.items()],
         "shards": dataset.n_shards,
         "id_column": columns.id,
         "label_column": columns.label,
@@ -316,6 +317,8 @@ def _without_secrets(content: dict[str, Any]) -> dict[str, Any]:
     def shown(name: str, value: Any) -> Any:
         if _SECRET.search(name) and not isinstance(value, (bool, type(None))):
             return "(not recorded)"
+        if isinstance(value, list):
+            return [shown("", item) for item in value]
         return (
             {key: shown(str(key), item) for key, item in value.items()} if isinstance(value, dict) else value
         )

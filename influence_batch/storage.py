@@ -25,6 +25,7 @@ from upath import UPath
 
 from influence_batch.errors import InputError
 from influence_batch.execution.parts import whole_or_nothing
+from influence_batch.redaction import redacted
 
 Place: TypeAlias = Path | UPath
 
@@ -87,12 +88,12 @@ def as_os_error(place: str | Place) -> Iterator[None]:
     except OSError as error:
         # One of Arrow's, of a damaged file, is a plain OSError without a number.
         if is_remote(place) and error.filename is None and (error.errno or type(error) is not OSError):
-            error.filename, error.strerror = str(place), said(error)
+            error.filename, error.strerror = redacted(str(place)), redacted(said(error))
         raise
     except Exception as error:
         if not is_remote(place) or type(error).__module__.partition(".")[0] in _KNOWN:
             raise
-        raise OSError(errno.EIO, said(error), str(place)) from None
+        raise OSError(errno.EIO, redacted(said(error)), redacted(str(place))) from None
 
 
 @contextmanager

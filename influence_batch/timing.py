@@ -36,7 +36,7 @@ class Rates:
         read: of one row read from its file and opened.
         reopen: of one row mapped from a disk and opened.
         product: of one row in a Hessian-vector product for one vector.
-        flop: of one operation in a product of matrices.
+        flop, single_flop: of one operation in a product of matrices, in float64 and float32.
         pair: of one row and one test point in cross-influence.
     """
 
@@ -45,6 +45,7 @@ class Rates:
     reopen: float
     product: float
     flop: float
+    single_flop: float
     pair: float
 
 
@@ -68,11 +69,17 @@ def measure(config: AuditConfig, plan: Plan, train: Dataset) -> Rates:
     n = len(targets)
     product = _seconds(lambda: work_of_product(shard, loss, weights)) / n
     pairs = linear.hessian_pairs(loss)
-    flop = _seconds(lambda: linear.hessian_sum(loss, weights, shard.features, targets)) / (n * d**2 * pairs)
+
+    def flop(single: bool) -> float:
+        def work() -> object:
+            return linear.hessian_sum(loss, weights, shard.features, targets, None, single)
+
+        return _seconds(work) / (n * d**2 * pairs)
+
     pair = _seconds(
         lambda: work_of_cross_influence(shard, loss, weights, _TEST_POINTS, config.influence.top_k)
     ) / (n * _TEST_POINTS)
-    return Rates(check, read, reopen, product, flop, pair)
+    return Rates(check, read, reopen, product, flop(False), flop(True), pair)
 
 
 def _seconds(work: Callable[[], object]) -> float:
@@ -88,10 +95,13 @@ def _seconds(work: Callable[[], object]) -> float:
 def estimate_seconds(plan: Plan, rates: Rates) -> dict[str, float]:
     """Seconds by stage, on cores like this machine's and no others at work."""
     n, m = plan.sizes.n, plan.sizes.m
-    again = (1.0 - plan.kept_share) * rates.reopen
-    seconds = {}
+    reopened = (1.0 - plan.kept_share) * rates.reopen
+    seconds: dict[str, float] = {}
+    saved = {stage.name: stage.single * (rates.flop - rates.single_flop) for stage in plan.stages}
+    if not plan.single or rates.single_flop > rates.flop:
+        saved = dict.fromkeys(saved, 0.0)
     for stage in plan.stages:
-        reading = stage.passes * n * again
+        reading = stage.passes * n * reopened
         if stage.name == "read":
             seconds[stage.name] = n * rates.check
         elif stage.name == "fit":
@@ -99,7 +109,10 @@ def estimate_seconds(plan: Plan, rates: Rates) -> dict[str, float]:
         elif stage.name == "cross_influence":
             seconds[stage.name] = n * m * rates.pair + stage.solves * rates.flop + reading
         elif stage.name == "detection":
-            seconds[stage.name] = 0.5 * seconds["fit"] + seconds["influence"]
+            more = saved["detection"] - saved["influence"]
+            seconds[stage.name] = max(
+                0.5 * seconds["fit"], 0.5 * seconds["fit"] + seconds["influence"] - more
+            )
         else:
-            seconds[stage.name] = stage.flops * rates.flop + reading
+            seconds[stage.name] = stage.flops * rates.flop - saved[stage.name] + reading
     return seconds

@@ -12,7 +12,7 @@ from influence_batch.dataset import Dataset
 from influence_batch.dataset.shards import Shard
 from influence_batch.errors import InputError, RunError
 from influence_batch.execution import gather_rows
-from influence_batch.features import fit_step, restore_step
+from influence_batch.features import fit_step, restore_step, width_of
 from influence_batch.influence import Fit, Objective, fit
 from influence_batch.influence.fit import relative_gradient_norm, sample
 from influence_batch.influence.leave_one_out import leave_one_out_loss
@@ -56,7 +56,7 @@ def train(data: Data, progress: Progress = quiet) -> Model:
         if before.token != train_set.token:
             data.executor.release(before)
     train_set = train_set.having(intercept=config.intercept)
-    d = data.plan.sizes.d if not train_set.steps else train_set.open(train_set.load(0)).features.shape[1]
+    d = data.plan.sizes.d if not train_set.steps else width_of(train_set, data.executor)
 
     def objective_at(l2: float) -> Objective:
         penalty = np.full(d, l2)

@@ -11,6 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from scipy.special import expit
 
+from influence_batch.dataset.reuse import count_reused
+from influence_batch.dataset.reuse import remove_others as remove_other_features
 from influence_batch.detection import depth_columns
 from influence_batch.evidence import standing
 from influence_batch.execution.parts import narrow_blocks, take
@@ -98,6 +100,10 @@ def write(
     require_unchanged(data.prepared)
     record = run_record(data, model, explained, crossed, found, clock.seconds)
     record |= clock.described()
+    kept = _kept_features(model)
+    reused = count_reused(writer.features, kept, writer.started.timestamp())
+    record["execution"]["features_reused"] = {key: list(of) for key, of in reused.by_dataset.items()}
+    record["notes"] += _note_on_damaged(reused.damaged)
     record["history"] = compared.record
     record["detection"] |= measured
     record["notes"] += compared.notes
@@ -107,11 +113,29 @@ def write(
         writer.write_text(PAGE, render_page(replace(page, history=history), record))
 
     def remove_others() -> None:
+        remove_other_features(writer.features, {name for names in kept.values() for name in names})
         if config.keep is not None:
             known = earlier["run_id"].tolist()
             remove_old_runs(writer.audit_folder, config.keep, writer.run_id, writer.remove_run, known)
 
     return Outcome(writer.commit(record, remove_others), record)
+
+
+def _kept_features(model: Model) -> dict[str, list[str]]:
+    """Names of the entries that hold each dataset's features, by shard; nothing where none are kept."""
+    datasets = (model.objective.dataset, model.test)
+    return {
+        dataset.key: dataset.reuse.names(dataset.steps_fingerprint)
+        for dataset in datasets
+        if dataset is not None and dataset.reuse is not None
+    }
+
+
+def _note_on_damaged(count: int) -> list[str]:
+    if not count:
+        return []
+    shards = "one shard" if count == 1 else f"{count} shards"
+    return [f"Features of {shards}, kept by an earlier run, were damaged and have been computed again."]
 
 
 def _write_history(

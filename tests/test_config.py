@@ -27,7 +27,7 @@ MODEL_KEYS = (
 )
 TOP_KEYS = (
     "name, train, test, model, solver, influence, detection, group_by, self_check, gates, notify, "
-    "report, cluster, memory_limit, shard_rows, seed, reports, keep"
+    "report, cluster, memory_limit, shard_rows, reuse_features, seed, reports, keep"
 )
 STEPS = "standardize, unit_norm, pca, random_fourier, nystroem"
 
@@ -86,6 +86,7 @@ def test_defaults(file: Path, tmp_path: Path) -> None:
         "cluster": {"kind": "none"},
         "memory_limit": 2 * 1024**3,
         "shard_rows": None,
+        "reuse_features": True,
         "seed": 0,
         "reports": str(tmp_path / "reports"),
         "keep": None,

@@ -106,8 +106,40 @@ def test_ekfac_counts_its_matrices_and_the_solves_of_test_points(data: Path) -> 
     # Measured: 3 d by d while it is taken apart, and the sum of the features' products.
     assert stages["influence"].memory - stages["fit"].memory >= 4 * 8 * d**2
     assert stages["cross_influence"].solves > 10 * made.sizes.m * 4 * made.sizes.n * d * made.sizes.k
-    rates = Rates(check=0.0, read=0.0, reopen=0.0, product=0.0, flop=1e-11, pair=0.0)
+    rates = Rates(check=0.0, read=0.0, reopen=0.0, product=0.0, flop=1e-11, single_flop=5e-12, pair=0.0)
     assert estimate_seconds(made, rates)["cross_influence"] == 1e-11 * stages["cross_influence"].solves
+
+
+@pytest.mark.parametrize(
+    ("precision", "l2", "single"),
+    [
+        ("auto", 0.01, False),
+        ("float32", 0.01, True),
+        ("float64", 0.01, False),
+        ("float32", 0, False),
+        ("float32", "auto", True),
+    ],
+)
+def test_the_type_of_leverages(data: Path, precision: str, l2: Any, single: bool) -> None:
+    """10,000 x 31 and 5 classes are too little work for `auto`."""
+    made = plan(data, solver={"precision": precision}, model={"l2": l2})
+    assert made.single == single
+    rates = Rates(check=0.0, read=0.0, reopen=0.0, product=0.0, flop=1e-9, single_flop=4e-10, pair=0.0)
+    seconds = estimate_seconds(made, rates)
+    assert made.describe(seconds)["precision"] == ("float32" if single else "float64")
+    n, d, pairs = 10_000, 31, 10
+    leverages, hessian = 1.2 * n * d**2 * pairs, n * d**2 * pairs
+    flops = {stage.name: stage.flops for stage in made.stages}
+    saved = 6e-10 if single else 0.0
+    assert seconds["influence"] == pytest.approx(1e-9 * flops["influence"] - saved * leverages)
+    assert seconds["influence"] - seconds["detection"] == pytest.approx(saved * hessian)
+
+
+def test_work_enough_is_planned_in_float32(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("influence_batch.influence.precision._WORTH", 10_000 * 31**2 * 10)
+    assert plan(data).single
+    monkeypatch.setattr("influence_batch.influence.precision._WORTH", 10_000 * 31**2 * 10 + 1)
+    assert not plan(data).single
 
 
 @pytest.mark.parametrize(("kind", "copies"), [("squared", 2.1), ("softmax", 22.5)])
@@ -214,6 +246,11 @@ def test_example_configs_of_clusters_are_valid() -> None:
 
 
 def test_secrets_of_a_cluster_class_are_not_recorded(data: Path) -> None:
-    cluster = {"kind": "class", "class": "a.B", "kwargs": {"cores": 2, "env": {"AWS_SECRET_ACCESS_KEY": "x"}}}
+    arguments = {"cores": 2, "env": {"AWS_SECRET_ACCESS_KEY": "x"}, "mounts": [{"path": "/a", "token": "x"}]}
+    cluster = {"kind": "class", "class": "a.B", "kwargs": arguments}
     shown = _without_secrets(load_config(config(data, cluster=cluster)).model_dump(mode="json"))
-    assert shown["cluster"]["kwargs"] == {"cores": 2, "env": {"AWS_SECRET_ACCESS_KEY": "(not recorded)"}}
+    assert shown["cluster"]["kwargs"] == {
+        "cores": 2,
+        "env": {"AWS_SECRET_ACCESS_KEY": "(not recorded)"},
+        "mounts": [{"path": "/a", "token": "(not recorded)"}],
+    }

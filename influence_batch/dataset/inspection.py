@@ -13,6 +13,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from influence_batch.dataset.reuse import content_of
 from influence_batch.dataset.shards import Dataset, RawShard
 from influence_batch.errors import InputError
 from influence_batch.execution import Executor, InProcessExecutor
@@ -20,6 +21,8 @@ from influence_batch.execution.parts import InMemoryStore, Store, blocks
 from influence_batch.execution.reduction import Rows
 
 _FIRST = 5
+# Labels whose hashes are begun once for all rows of a shard; numbers of a regression may all be different.
+_MOST_LABELS = 10_000
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,7 @@ class Inspection:
         row_fingerprints: (n,) uint64, a hash of each row's features and label, whatever their storage.
         fingerprint: of the whole: ids, features and labels in order, whatever files and shards.
         groups: for each column that rows are grouped by, (n,) strings as ids are.
+        contents: for each shard what `reuse.content_of` says of its features; none unless asked for.
     """
 
     ids: Any
@@ -38,6 +42,7 @@ class Inspection:
     row_fingerprints: Any
     fingerprint: str
     groups: tuple[Any, ...] = ()
+    contents: tuple[str, ...] = ()
 
 
 def inspect(
@@ -45,12 +50,14 @@ def inspect(
     executor: Executor | None = None,
     store: Store | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    with_contents: bool = False,
 ) -> Inspection:
     """Check every value of a dataset.
 
     Args:
         executor: where shards are read (default: in this process).
         store: where ids, labels and fingerprints go (default: memory).
+        with_contents: whether the features of shards get names by which they are known again.
 
     Raises:
         InputError: features or labels that are null or not finite, null or repeated ids, lists of
@@ -59,15 +66,21 @@ def inspect(
     executor = executor or InProcessExecutor(0)
     raw = dataset.raw()
     bounds = [raw.bounds(index) for index in range(raw.n_shards)]
-    table = (store or InMemoryStore()).table(f"read-{dataset.key}", bounds)
+    store = store or InMemoryStore()
+    table = store.table(f"read-{dataset.key}", bounds)
+    named = None
+    if with_contents:
+        named = store.table(f"contents-{dataset.key}", [(index, index + 1) for index in range(len(bounds))])
     bad: dict[int, _Bad] = {}
-    for done, (index, (columns, found)) in enumerate(
-        executor.map(raw, _inspect_shard, dataset, shards=table.missing), 1
+    for done, (index, (columns, found, content)) in enumerate(
+        executor.map(raw, _inspect_shard, (dataset, with_contents), shards=table.missing), 1
     ):
         # Only parts without a fault are kept: one that is taken over later has been found good.
         if found is not None:
             bad[index] = found
         elif not bad:
+            if named is not None:  # before the part by which a run that is taken up knows the shard as read
+                named.write(index, {"content": pa.array([content])})
             table.write(index, columns)
         progress(done, dataset.n_shards)
     if raw.token != dataset.token:
@@ -83,9 +96,9 @@ def inspect(
         _refuse_nulls_and_duplicates(stored["id"], hashes, dataset)
         digest.update(hashes.tobytes())
     groups = tuple(stored[f"group-{number}"] for number in range(len(dataset.columns.groups)))
-    return Inspection(
-        stored["id"], stored["label"], stored["row_fingerprint"], f"sha256:{digest.hexdigest()}", groups
-    )
+    contents = () if named is None else tuple(named.columns()["content"][:].to_pylist())
+    fingerprint = f"sha256:{digest.hexdigest()}"
+    return Inspection(stored["id"], stored["label"], stored["row_fingerprint"], fingerprint, groups, contents)
 
 
 @dataclass(frozen=True)
@@ -96,16 +109,19 @@ class _Bad:
     labels: np.ndarray
 
 
-def _inspect_shard(raw: RawShard, dataset: Dataset, rows: Rows) -> tuple[dict[str, Any], _Bad | None]:
+def _inspect_shard(
+    raw: RawShard, state: tuple[Dataset, bool], rows: Rows
+) -> tuple[dict[str, Any], _Bad | None, str]:
+    dataset, with_content = state
     start = raw.ref.start
     index = bisect_right([ref.start for ref in dataset.refs], start) - 1
     features = {name: at + start for name, at in _not_finite(raw, dataset)}
     labels = np.flatnonzero(_is_no_label(raw.labels)) + start
     if features or labels.size:
-        return {}, _Bad(features, labels)
+        return {}, _Bad(features, labels), ""
     columns = {"id": dataset.load_ids(index), "label": raw.labels, "row_fingerprint": _hash_rows(raw)}
     groups = {f"group-{number}": values for number, values in enumerate(dataset.load_groups(index))}
-    return columns | groups, None
+    return columns | groups, None, content_of(raw.features) if with_content else ""
 
 
 def _refuse(dataset: Dataset, found: Sequence[_Bad]) -> NoReturn:
@@ -187,15 +203,26 @@ def _hash_rows(raw: RawShard) -> np.ndarray:
     """64-bit hash of each row: label, then features as float64, so that storage types do not count."""
     features = np.ascontiguousarray(raw.features + 0.0)  # -0.0 and 0.0 are one value
     features = features.astype(np.float64, copy=False)
-    labels = raw.labels.to_pylist()
-    hashes = np.empty(len(labels), dtype=np.uint64)
-    for i, label in enumerate(labels):
-        if isinstance(label, float) and label.is_integer():
-            label = int(label)
-        digest = hashlib.blake2b(repr(label).encode(), digest_size=8)
-        digest.update(features[i].data)
-        hashes[i] = int.from_bytes(digest.digest(), "little")
-    return hashes
+    content, width = features.data.cast("B"), 8 * features.shape[1]
+    # Much of the time goes by calls, not by bytes: a label is looked at once, numbers are made at the end.
+    begun: dict[Any, Any] = {}
+    hashes = bytearray()
+    for i, label in enumerate(raw.labels.to_pylist()):
+        digest = begun.get(label)
+        if digest is None:
+            digest = _begin_hash(label)
+            if len(begun) < _MOST_LABELS:
+                begun[label] = digest
+        digest = digest.copy()
+        digest.update(content[i * width : (i + 1) * width])
+        hashes += digest.digest()
+    return np.frombuffer(hashes, dtype="<u8").astype(np.uint64)
+
+
+def _begin_hash(label: Any) -> Any:
+    if isinstance(label, float) and label.is_integer():
+        label = int(label)
+    return hashlib.blake2b(repr(label).encode(), digest_size=8)
 
 
 def _hash_ids(ids: pa.Array) -> np.ndarray:

@@ -6,6 +6,7 @@ import threading
 import uuid
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import pairwise
 from typing import Any, Protocol
 
@@ -17,6 +18,7 @@ import pyarrow.types as pt
 from influence_batch.dataset.columns import Columns, is_list, storage_type, value_type
 from influence_batch.dataset.corrections import Corrections
 from influence_batch.dataset.files import ParquetFileInfo, open_parquet
+from influence_batch.dataset.reuse import Reuse, fingerprint_of
 from influence_batch.errors import InputError
 
 
@@ -81,7 +83,8 @@ class RawShard:
 def plan_shards(files: Sequence[ParquetFileInfo], shard_rows: int) -> tuple[ShardRef, ...]:
     """Cut files into shards of at most `shard_rows` rows, along row groups where they are not larger.
 
-    Consecutive small row groups go together; a larger row group is cut into equal parts.
+    Consecutive small row groups go together. A larger row group is cut from its start on: rows that are
+    added at its end leave all shards but the last as they are, and what was kept of them good.
     """
     refs: list[ShardRef] = []
     start = 0
@@ -101,11 +104,10 @@ def plan_shards(files: Sequence[ParquetFileInfo], shard_rows: int) -> tuple[Shar
         for group, rows in enumerate(file.row_groups):
             if rows > shard_rows:
                 flush()
-                edges = np.linspace(0, rows, -(-rows // shard_rows) + 1).astype(int)
-                for low, high in pairwise(edges):
-                    refs.append(ShardRef(file.path, (group,), int(low), int(high - low), start, file_row))
-                    start += int(high - low)
-                    file_row += int(high - low)
+                for low, high in pairwise([*range(0, rows, shard_rows), rows]):
+                    refs.append(ShardRef(file.path, (group,), low, high - low, start, file_row))
+                    start += high - low
+                    file_row += high - low
                 continue
             if pending_rows and pending_rows + rows > shard_rows:
                 flush()
@@ -222,6 +224,7 @@ class Dataset:
         steps: fitted feature steps, applied in order.
         intercept: whether a column of ones is appended.
         corrections: targets in the place of the files', None where there are none.
+        reuse: where features that cost are kept from run to run, None where they are not.
     """
 
     key: str
@@ -234,6 +237,7 @@ class Dataset:
     steps: tuple[Step, ...] = ()
     intercept: bool = False
     corrections: Corrections | None = None
+    reuse: Reuse | None = None
     token: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     @property
@@ -269,23 +273,35 @@ class Dataset:
 
     def load(self, index: int) -> Shard | RawShard:
         """Read a shard in the form in which it is kept."""
+        raw = self._costly(index)
+        return raw if self.compact else self._rest(raw)
+
+    def _costly(self, index: int) -> RawShard:
+        """A shard with the steps applied that it is kept behind: made, or as an earlier run has left it."""
+        steps, reuse = self._kept_steps, self.reuse
+        features = None
+        if steps and reuse is not None:
+            features = reuse.get(index, self.steps_fingerprint)
+        if features is not None and len(features) == self.refs[index].rows:
+            return RawShard(self.refs[index], features, self.load_labels(index))
         raw = self.load_raw(index)
-        if not self.compact:
-            return self._finished(raw, raw.features, self.steps)
-        features = raw.features
-        for step in self._kept_steps:
-            features = step.transform(features.astype(np.float64, copy=False))
+        features = _applied(steps, raw.features)
+        if steps and reuse is not None:
+            reuse.put(index, self.steps_fingerprint, raw.features, features)
         return replace(raw, features=features)
+
+    @cached_property
+    def steps_fingerprint(self) -> str:
+        """Of the steps up to the last that is not cheap."""
+        return fingerprint_of(self._kept_steps)
 
     def open(self, kept: Shard | RawShard) -> Shard:
         """A kept shard with labels encoded, all steps applied, in float64."""
-        if isinstance(kept, Shard):
-            return kept
-        return self._finished(kept, kept.features, self.steps[len(self._kept_steps) :])
+        return kept if isinstance(kept, Shard) else self._rest(kept)
 
     @property
     def _kept_steps(self) -> tuple[Step, ...]:
-        """Of a compact dataset: the steps up to the last that is not cheap."""
+        """The steps up to the last that is not cheap."""
         last = max((i for i, step in enumerate(self.steps) if not step.cheap), default=-1)
         return self.steps[: last + 1]
 
@@ -300,9 +316,8 @@ class Dataset:
             and all(a is b for a, b in zip(mine, others, strict=True))
         )
 
-    def _finished(self, raw: RawShard, features: np.ndarray, steps: Sequence[Step]) -> Shard:
-        for step in steps:
-            features = step.transform(features.astype(np.float64, copy=False))
+    def _rest(self, raw: RawShard) -> Shard:
+        features = _applied(self.steps[len(self._kept_steps) :], raw.features)
         if self.intercept:
             wider = np.empty((len(features), features.shape[1] + 1))
             wider[:, :-1] = features
@@ -365,6 +380,12 @@ class Dataset:
         classes = pa.array(self.classes, pa.uint64() if large else None)
         codes = pc.index_in(labels.cast(classes.type), value_set=classes)
         return codes.to_numpy(zero_copy_only=False).astype(np.int64)
+
+
+def _applied(steps: Sequence[Step], features: np.ndarray) -> np.ndarray:
+    for step in steps:
+        features = step.transform(features.astype(np.float64, copy=False))
+    return features
 
 
 @dataclass(frozen=True)

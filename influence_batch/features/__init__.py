@@ -11,6 +11,7 @@ from influence_batch.features.steps import (
     fit_standardize,
     fit_step,
     restore_step,
+    width_of,
 )
 
 __all__ = [
@@ -24,4 +25,5 @@ __all__ = [
     "fit_standardize",
     "fit_step",
     "restore_step",
+    "width_of",
 ]

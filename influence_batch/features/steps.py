@@ -149,10 +149,9 @@ def fit_pca(dataset: Dataset, executor: Executor, components: int, whiten: bool 
 def fit_random_fourier(
     dataset: Dataset, executor: Executor, components: int, gamma: float | str, seed: int
 ) -> RandomFourier:
-    moments = _moments(dataset, executor, covariance=False)
     random = np.random.default_rng([seed, 1])
-    frequencies = random.standard_normal((len(moments.mean), components))
-    frequencies *= np.sqrt(2.0 * _gamma(gamma, moments))
+    frequencies = random.standard_normal((width_of(dataset, executor), components))
+    frequencies *= np.sqrt(2.0 * _gamma(gamma, dataset, executor))
     return RandomFourier(frequencies, random.uniform(0.0, 2.0 * np.pi, components))
 
 
@@ -166,7 +165,7 @@ def fit_nystroem(
         )
     chosen = np.sort(np.random.default_rng([seed, 2]).choice(dataset.n_rows, components, replace=False))
     landmarks, _ = gather_rows(executor, dataset, chosen)
-    width = _gamma(gamma, _moments(dataset, executor, covariance=False))
+    width = _gamma(gamma, dataset, executor)
     values, vectors = eigh(rbf_kernel(landmarks, landmarks, width))
     # Landmarks that are near copies make the kernel matrix singular to rounding: they share a direction.
     kept = values > 1e-12 * values[-1]
@@ -183,6 +182,16 @@ def rbf_kernel(left: np.ndarray, right: np.ndarray, gamma: float) -> np.ndarray:
     squares = np.square(left).sum(axis=1)[:, None] + np.square(right).sum(axis=1) - 2.0 * left @ right.T
     result: np.ndarray = np.exp(-gamma * np.maximum(squares, 0.0))
     return result
+
+
+def width_of(dataset: Dataset, executor: Executor) -> int:
+    """Number of columns behind a dataset's steps, that of an intercept included; loads one shard."""
+    ((_, width),) = executor.map(dataset, _shard_width, shards=[0])
+    return width
+
+
+def _shard_width(shard: Shard, state: None, rows: Rows) -> int:
+    return int(shard.features.shape[1])
 
 
 @dataclass(frozen=True)
@@ -230,10 +239,11 @@ def combine_moments(left: _Moments | None, right: _Moments | None) -> _Moments |
     return _Moments(count, mean, left.scatter + right.scatter + between)
 
 
-def _gamma(gamma: float | str, moments: _Moments) -> float:
-    """`scale`: 1 / (d * variance over all entries), as scikit-learn's kernels have it."""
+def _gamma(gamma: float | str, dataset: Dataset, executor: Executor) -> float:
+    """`scale`: 1 / (d * variance over all entries), as in scikit-learn's kernels; a number takes no pass."""
     if not isinstance(gamma, str):
         return float(gamma)
+    moments = _moments(dataset, executor, covariance=False)
     d = len(moments.mean)
     variance = float(moments.scatter.sum()) / (moments.count * d) + float(np.var(moments.mean))
     return 1.0 / (d * variance) if variance > 0 else 1.0

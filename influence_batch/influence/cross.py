@@ -217,14 +217,14 @@ def _screened(shard: Shard, state: _State, columns: np.ndarray, rows: Rows) -> T
 
     for part in row_chunks(len(shard.features), screen.bytes_per_row()):
 
-        def barred(scores: np.ndarray, piece: slice, part: slice = part) -> None:
+        def barred(strength: np.ndarray, piece: slice, part: slice = part) -> None:
             first = part.start + piece.start
             if state.labels is not None:
-                targets = shard.targets[first : first + len(scores)]
-                scores[targets[:, None] != state.labels[None, :]] = 0.0
+                targets = shard.targets[first : first + len(strength)]
+                strength[targets[:, None] != state.labels[None, :]] = -np.inf
             own = state.train_rows - (shard.start + first)
-            inside = np.flatnonzero((own >= 0) & (own < len(scores)) & (state.train_rows >= 0))
-            scores[own[inside], inside] = 0.0
+            inside = np.flatnonzero((own >= 0) & (own < len(strength)) & (state.train_rows >= 0))
+            strength[own[inside], inside] = -np.inf
 
         screen.add(shard.features[part], residual[part], part.start, barred)
         if screen.n_kept > _MOST_KEPT * top_k * m:

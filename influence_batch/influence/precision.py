@@ -5,12 +5,22 @@ from __future__ import annotations
 import numpy as np
 
 from influence_batch.influence.objective import Objective
+from influence_batch.models import Loss
 from influence_batch.models.linear import hessian_pairs
 
 # Operations of a Hessian from which on half the time is worth an error: below them all is of float64.
 _WORTH = 2e10
 # The Hessian's error may be this share of the least penalty, which is the least eigenvalue it can have.
 _SHARE = 0.01
+
+
+def worth_single(asked: str, n: int, d: int, loss: Loss) -> bool:
+    """Whether float32 products are asked for, or would be worth their error.
+
+    Args:
+        asked: `auto`, `float64` or `float32`.
+    """
+    return asked == "float32" or (asked == "auto" and float(n) * d**2 * hessian_pairs(loss) >= _WORTH)
 
 
 def takes_single(objective: Objective, asked: str) -> bool:
@@ -22,10 +32,7 @@ def takes_single(objective: Objective, asked: str) -> bool:
     Args:
         asked: `auto`, `float64` or `float32`.
     """
-    if asked == "float64":
-        return False
-    work = float(objective.dataset.n_rows) * objective.d**2 * hessian_pairs(objective.loss)
-    if asked == "auto" and work < _WORTH:
+    if not worth_single(asked, objective.dataset.n_rows, objective.d, objective.loss):
         return False
     penalised = objective.penalty[objective.penalty > 0]
     # Without a penalty on a feature, and of a single intercept there is none, nothing bounds the eigenvalue.

@@ -56,6 +56,7 @@ class Screen:
         self._columns = columns.reshape(d, k * m)
         self._shape = (k, m)
         self._top_k = top_k
+        self._alive: np.ndarray = np.any(columns != 0, axis=(0, 1))
         # Any order of a sum of d and then k products, after rounding features, residuals and columns.
         self._unit = 1.01 * (d + k + 6) * float(np.finfo(columns.dtype).eps) / 2
         self._error = 0.0
@@ -75,7 +76,11 @@ class Screen:
         return sum(len(pairs.rows) for pairs in (*self._kept[0], *self._kept[1]))
 
     def add(
-        self, features: np.ndarray, residual: np.ndarray, start: int, barred: Any = lambda scores, part: None
+        self,
+        features: np.ndarray,
+        residual: np.ndarray,
+        start: int,
+        barred: Any = lambda score, part: None,
     ) -> None:
         """Take some examples.
 
@@ -83,8 +88,8 @@ class Screen:
             features: (r, d).
             residual: (r, k), of a size near to 1.
             start: number of the first.
-            barred: called with scores (s, m) and the slice of the r rows that they are of; sets to 0 what
-                takes no part.
+            barred: called with strengths (s, m) and the slice of the r rows that they are of; sets to
+                -infinity what takes no part.
 
         Raises:
             OutOfRangeError: features that the type of the products cannot hold.
@@ -94,6 +99,7 @@ class Screen:
         with np.errstate(over="ignore"):
             x = features.astype(dtype, copy=False)
         r = residual.astype(dtype)
+        alive: np.ndarray = np.any(residual != 0, axis=1) & np.any(features != 0, axis=1)
         norms = np.sqrt(np.einsum("ij,ij->i", x, x))
         held = norms.max(initial=0.0) <= _MOST_NORM and not features[norms < _LEAST_NORM].any()
         if not held and dtype != np.float64:
@@ -106,19 +112,20 @@ class Screen:
 
         def some(part: slice) -> list[Pairs]:
             scores = np.matmul(r[part, None, :], moved[part])[:, 0]
-            barred(scores, part)
             found = []
             for direction, sign in enumerate((-1, 1)):
                 strength = scores if sign > 0 else np.negative(scores)
+                barred(strength, part)
                 enough = least[direction]
                 if not np.isfinite(enough).all():
                     enough = np.maximum(enough, self._seed(strength))
                 enough = enough - 2 * self._error
-                # A pair of no influence takes no part, and one below the error is none in this direction.
+                # A pair below the error is none in this direction.
                 flat = np.flatnonzero(strength > np.maximum(enough, -self._error))
-                flat = flat[strength.ravel()[flat] != 0]
                 rows, points = np.divmod(flat, m)
-                found.append(Pairs(rows + (start + part.start), points, strength.ravel()[flat]))
+                kept = Pairs(rows + (start + part.start), points, strength.ravel()[flat])
+                # One of no influence takes no part; products that cancel to 0 are none of those.
+                found.append(kept.taken((kept.strength != 0) | (alive[part][rows] & self._alive[points])))
             return found
 
         pieces = in_threads(some, row_chunks(len(x), float(dtype.itemsize * (k + 2) * m), _PIECE_BYTES))

@@ -102,7 +102,11 @@ _EVIDENCE = (
     Column(
         "reason", _S, "what speaks against the label, in words; null beyond the first detection.evidence rows"
     ),
-    Column("nearest_given_ids", IDS, "the nearest examples with the same label, the nearest first"),
+    Column(
+        "nearest_given_ids",
+        IDS,
+        "the nearest examples with the same label, the nearest first; of equals, train's first",
+    ),
     Column("nearest_given_distances", _FS, "their Euclidean distances, in the model's features"),
     Column("nearest_suggested_ids", IDS, "the nearest examples with the suggested label, the nearest first"),
     Column("nearest_suggested_distances", _FS, "their distances"),

@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from influence_batch.errors import ClusterError, InputError, MissingFileError, RunError
+from influence_batch.errors import ClusterError, InputError, MissingFileError, RunError, StoppedWithReport
 from influence_batch.execution.parts import StoreOnDisk, whole_or_nothing
 from influence_batch.report.placing import destination
 from influence_batch.report.schema import table_schema
@@ -48,6 +48,11 @@ class RunWriter:
         id_type, label_type: of the user's columns.
         key: 16 hexadecimal digits of config, data and code.
 
+    Attributes:
+        store: what the stages have computed.
+        scratch, features: folders of this machine, which may not be there: for shards of this run, and for
+            features that the next run finds again.
+
     Raises:
         InputError: the folder cannot be written.
         RunError: another run of the audit is at work in it.
@@ -73,6 +78,7 @@ class RunWriter:
                 self.store = StoreOnDisk(self._folder / "parts")
                 self.scratch = self._folder / "scratch"
                 shutil.rmtree(self.scratch, ignore_errors=True)  # of a process that was killed
+                self.features = work / f".features-{name}"
             except OSError:
                 self._lock.release()
                 raise
@@ -112,6 +118,8 @@ class RunWriter:
         """Remove what was written, unless it was committed."""
         if self.run_dir is None:
             _remove(self._folder)
+            if self._made:  # reports that no earlier run stands in: nothing is to be left of them
+                shutil.rmtree(self.features, ignore_errors=True)
             self._lock.release()
             self._remove_made()
 
@@ -170,6 +178,7 @@ class RunWriter:
 
         Raises:
             OSError: it cannot be written; nothing of it is to be seen then.
+            StoppedWithReport: somebody interrupted `then`.
         """
         if self.run_dir is not None:
             return self.run_dir
@@ -179,6 +188,8 @@ class RunWriter:
         _remove(self._folder)
         try:
             then()
+        except KeyboardInterrupt:
+            raise StoppedWithReport(self.run_dir) from None
         finally:
             self._lock.release()
         return self.run_dir

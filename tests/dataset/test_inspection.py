@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -290,3 +291,38 @@ class TestClasses:
             check_test_labels(pa.array(range(100, 107)), tuple(range(30)), "y")
         assert ", 104 (1 row, first at row 4), ...; accepted: 0, 1, 2," in str(caught.value)
         assert str(caught.value).endswith(", 18, 19, ...")
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        [3, 1, 3, 1, 2, 3],
+        ["a", "b", "a", "ä", "", "b"],
+        [True, False, True, True, False, False],
+        [0.0, -0.0, 1.5, 1.0, 1e300, 1.5],
+        [2**63, 1, 2**64 - 1, 1, 0, 2**63],
+    ],
+    ids=["integers", "strings", "booleans", "numbers", "large"],
+)
+@pytest.mark.parametrize("most", [2, 10_000])
+def test_row_fingerprints_are_what_history_and_verdicts_know_rows_by(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, labels: list[Any], most: int
+) -> None:
+    """Row by row as they are defined, however they are computed: another value would be another row."""
+    monkeypatch.setattr("influence_batch.dataset.inspection._MOST_LABELS", most)
+    x = np.random.default_rng(0).standard_normal((6, 3)).astype(np.float32)
+    x[0, 0] = -0.0
+    table = {
+        "label": pa.array(labels, pa.uint64() if 2**63 in labels else None),
+        **{f"x{j}": x[:, j] for j in range(3)},
+    }
+    pq.write_table(pa.table(table), tmp_path / "t.parquet")
+    dataset = open_dataset(
+        "train", str(tmp_path), id=None, label="label", features=["x0", "x1", "x2"], shard_rows=4
+    )
+    expected = []
+    for row, label in zip((x + 0.0).astype(np.float64), labels, strict=True):
+        whole = int(label) if isinstance(label, float) and label.is_integer() else label
+        digest = hashlib.blake2b(repr(whole).encode() + row.tobytes(), digest_size=8).digest()
+        expected.append(int.from_bytes(digest, "little"))
+    assert np.asarray(inspect(dataset).row_fingerprints).tolist() == expected

@@ -78,10 +78,18 @@ class TestPlan:
             ShardRef("a", (3,), 0, 10, 12, 12),
             ShardRef("a", (3,), 10, 10, 22, 22),
             ShardRef("a", (3,), 20, 10, 32, 32),
-            ShardRef("a", (4,), 0, 7, 42, 42),
-            ShardRef("a", (4,), 7, 8, 49, 49),
+            ShardRef("a", (4,), 0, 10, 42, 42),
+            ShardRef("a", (4,), 10, 5, 52, 52),
             ShardRef("a", (5,), 0, 2, 57, 57),
         )
+
+    @given(st.integers(1, 500), st.integers(0, 200), st.integers(1, 60))
+    def test_rows_at_the_end_leave_the_shards_before_them(
+        self, rows: int, more: int, shard_rows: int
+    ) -> None:
+        before = plan_shards([ParquetFileInfo("a", pa.schema([]), (rows,))], shard_rows)
+        after = plan_shards([ParquetFileInfo("a", pa.schema([]), (rows + more,))], shard_rows)
+        assert after[: len(before) - 1] == before[:-1]
 
     def test_memory_sets_the_size(self, tmp_path: Path) -> None:
         pq.write_table(pa.table({"label": [0, 1] * 500, "a": np.arange(1000.0)}), tmp_path / "t.parquet")
@@ -171,7 +179,7 @@ class TestNothingReadsTheWholeFile:
         )
         dataset = open_train(path, 30_000)
         assert dataset.n_shards == 7
-        assert max(ref.rows for ref in dataset.refs) < 30_000
+        assert [ref.rows for ref in dataset.refs] == [*[30_000] * 6, 20_000]
         assert {ref.row_groups for ref in dataset.refs} == {(0,)}
         raw = dataset.load_raw(3)
         start, stop = dataset.bounds(3)

@@ -55,6 +55,55 @@ def test_a_duplicate_is_at_distance_zero_and_what_is_not_there_is_told(executor:
     assert np.all(np.isinf(found.distances[SUGGESTED]))
 
 
+def _nearest_by_the_book(source: _Classes, rows: np.ndarray, allowed: np.ndarray, count: int) -> np.ndarray:
+    """By sums of integers, of which nothing is rounded; equal ones in the order of train."""
+    features = np.rint(4 * source.features).astype(np.int64)
+    squares = np.square(features[rows][:, None] - features[None]).sum(axis=2).astype(float)
+    squares[~allowed] = np.inf
+    squares[np.arange(len(rows)), rows] = np.inf
+    return np.argsort(squares, axis=1, kind="stable")[:, :count]
+
+
+@pytest.mark.parametrize("shift", [0.0, 2.0**20], ids=["near the origin", "far from it"])
+@pytest.mark.parametrize("sizes", [10**9, 7, 64, [1, 2, 200, 97]])
+def test_equal_distances_are_in_the_order_of_train(
+    sizes: list[int] | int, shift: float, executor: InProcessExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Values of a grid, of which many are equally far; far from the origin products cannot tell at all."""
+    random = np.random.default_rng(1)
+    features = random.integers(0, 3, (300, 5)) / 4.0 + shift
+    source = _Classes(features, random.integers(0, 3, 300), sizes)
+    rows = np.arange(0, 300, 3)
+    given, suggested = source.targets[rows], (source.targets[rows] + 1) % 3
+    monkeypatch.setattr("influence_batch.detection.neighbors._BLOCK_BYTES", 8 * len(rows) * 50)
+    found = nearest(source, executor, source.features[rows], rows, given, suggested, 4)
+    for kind, allowed in (
+        (GIVEN, source.targets == given[:, None]),
+        (SUGGESTED, source.targets == suggested[:, None]),
+        (OTHER, source.targets != given[:, None]),
+    ):
+        np.testing.assert_array_equal(found.rows[kind], _nearest_by_the_book(source, rows, allowed, 4))
+
+
+@pytest.mark.parametrize("sizes", [7, 64, [1, 2, 200, 97]])
+def test_features_that_differ_in_rounding_have_the_same_neighbours(
+    sizes: list[int] | int, executor: InProcessExecutor
+) -> None:
+    """As those of shards of other sizes do, being made by products of other sizes."""
+    random = np.random.default_rng(2)
+    features = random.integers(1, 4, (300, 5)) / 3.0
+    targets, rows = random.integers(0, 3, 300), np.arange(0, 300, 3)
+    found = []
+    for source in (
+        _Classes(features, targets),
+        _Classes(features * (1.0 + 2e-16 * random.integers(-1, 2, features.shape)), targets, sizes),
+    ):
+        given, suggested = targets[rows], (targets[rows] + 1) % 3
+        found.append(nearest(source, executor, source.features[rows], rows, given, suggested, 4))
+    np.testing.assert_array_equal(found[0].rows, found[1].rows)
+    np.testing.assert_allclose(found[0].distances, found[1].distances, rtol=1e-12)
+
+
 @pytest.mark.parametrize("sizes", [10**9, 33])
 def test_distances_from_classes_are_mahalanobis(sizes: int, executor: InProcessExecutor) -> None:
     source = _data(sizes)

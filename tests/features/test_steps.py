@@ -288,3 +288,18 @@ def test_chain_of_steps_on_a_parquet_file(executor: InProcessExecutor, tmp_path:
     reduced = PCA(4, svd_solver="full").fit_transform(standard)
     nystroem = fit_nystroem(source(reduced), executor, 9, "scale", seed=0)
     np.testing.assert_allclose(transformed[:, :-1], nystroem.transform(reduced), rtol=1e-7, atol=1e-8)
+
+
+@pytest.mark.parametrize("fit", [fit_random_fourier, fit_nystroem])
+def test_a_gamma_that_is_given_takes_no_pass(monkeypatch: pytest.MonkeyPatch, fit: Any) -> None:
+    executor = InProcessExecutor(0)
+    data = source(numbers(30), 7)
+    step = fit(data, executor, 5, 0.25, seed=0)
+
+    def never(*args: object) -> None:
+        raise AssertionError("a pass over all shards")
+
+    monkeypatch.setattr(executor, "reduce", never)
+    again = fit(data, executor, 5, 0.25, seed=0)
+    for name, values in vars(step).items():
+        np.testing.assert_array_equal(getattr(again, name), values)

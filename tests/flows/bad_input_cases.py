@@ -253,7 +253,7 @@ FROM_FOOTERS = {
     "an unknown key": Case(
         "DIR/nightly.yaml: shard_row: unknown key; did you mean `shard_rows`? known keys: name, train, "
         "test, model, solver, influence, detection, group_by, self_check, gates, notify, report, "
-        "cluster, memory_limit, shard_rows, seed, reports, keep",
+        "cluster, memory_limit, shard_rows, reuse_features, seed, reports, keep",
         config={"shard_row": 10},
     ),
     "values of a wrong type and range": Case(

@@ -233,8 +233,9 @@ def test_plan_says_what_an_audit_would_take(digits: Path) -> None:
     )
     assert lines[1] == "test: 360 points, 256 at a time"
     assert lines[2].startswith("solver: direct (dense matrices of 6 MiB within ")
-    assert lines[3].startswith("memory: 2.1 GB for 1 place of work together; 100% of the training set (")
-    assert lines[4].startswith("disk: up to ")
+    assert lines[3] == "precision: leverages of float64 products"
+    assert lines[4].startswith("memory: 2.1 GB for 1 place of work together; 100% of the training set (")
+    assert lines[5].startswith("disk: up to ")
     for stage in ("read", "fit", "influence", "cross_influence", "detection", "report"):
         assert any(re.match(rf"\W+{stage}\W", line) for line in lines)
     assert re.fullmatch(r"in all: about \d+ s of work", lines[-1])

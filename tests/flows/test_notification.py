@@ -10,10 +10,13 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from prefect.states import Crashed
 
 from flows import notification
 from flows.notification import Ending, tell, tell_of_killed_run
@@ -173,11 +176,9 @@ def test_secrets_come_from_the_environment_and_go_nowhere_else(
     assert "s3cret" not in (tmp_path / "reports" / ".last-ending-tickets.json").read_text()
 
 
-def test_a_killed_run_is_told_once_and_a_run_at_work_is_not_one(tmp_path: Path, webhook: Webhook) -> None:
-    told = config(tmp_path, webhook.url, on="failure")
-    (tmp_path / "reports").mkdir()
-    file = tmp_path / "reports" / ".unfinished-tickets.lock"
-    hold = f"""
+def holding(file: Path) -> str:
+    """Code that holds the lock of an audit until it is told to end, or to be killed."""
+    return f"""
 import os, signal
 from pathlib import Path
 from influence_batch.report.writer import Lock
@@ -186,6 +187,13 @@ if input() == "kill":
     os.kill(os.getpid(), signal.SIGKILL)
 lock.release()
 """
+
+
+def test_a_killed_run_is_told_once_and_a_run_at_work_is_not_one(tmp_path: Path, webhook: Webhook) -> None:
+    told = config(tmp_path, webhook.url, on="failure")
+    (tmp_path / "reports").mkdir()
+    file = tmp_path / "reports" / ".unfinished-tickets.lock"
+    hold = holding(file)
     command = [sys.executable, "-c", hold]
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "text": True, "cwd": ROOT}
     for line, events in (("end", 0), ("kill", 1)):
@@ -199,6 +207,44 @@ lock.release()
         assert not file.exists()
     assert "ended without a word" in webhook.bodies[0]["text"]
     assert f"on {platform.node()}, since 2" in webhook.bodies[0]["text"]
+
+
+@pytest.mark.parametrize("first", ["hook", "next run"])
+@pytest.mark.parametrize("elsewhere", [False, True], ids=["same machine", "another machine"])
+def test_a_killed_run_is_told_by_its_server_or_by_the_next_run(
+    tmp_path: Path, webhook: Webhook, first: str, elsewhere: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = config(tmp_path, webhook.url)
+    file = tmp_path / "reports" / ".unfinished-tickets.lock"
+    file.parent.mkdir()
+    began = datetime.now(UTC)
+    command = [sys.executable, "-c", holding(file)]
+    run = SimpleNamespace(
+        parameters={"config": told.model_dump(mode="json")}, name="tickets 2026-11-25", start_time=began
+    )
+    crashed = Crashed(message="Flow run process exited with status code -9.")
+
+    def hook() -> None:
+        with monkeypatch.context() as patch:
+            if elsewhere:  # where the hook runs, there is no such lock
+                patch.setattr(notification, "killed_run", lambda reports, name: None)
+            notification.notify(None, run, crashed)
+
+    def next_run() -> None:
+        tell_of_killed_run(told)
+
+    with subprocess.Popen(command, stdin=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        wait_for(lambda: file.exists() and "since" in file.read_text())
+        process.communicate("kill\n")
+    for tell_it in (hook, next_run) if first == "hook" else (next_run, hook):
+        tell_it()
+    assert [body["event"] for body in webhook.bodies] == ["failure"]
+    assert not file.exists()
+    # A later one that is killed is another.
+    notification.notify(
+        None, SimpleNamespace(**{**vars(run), "start_time": began + timedelta(days=1)}), crashed
+    )
+    assert len(webhook.bodies) == 2
 
 
 def test_a_failure_before_the_flow_starts_is_told(tmp_path: Path, webhook: Webhook) -> None:

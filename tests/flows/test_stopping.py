@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
+import influence_batch
 from flows import stopping
+from influence_batch.dataset.samples import write_sample
+from tests.flows.processes import ROOT
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -52,3 +58,29 @@ def test_what_was_ignored_stays_ignored() -> None:
             time.sleep(0.01)
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def test_stopped_while_earlier_runs_are_removed_there_is_a_report(tmp_path: Path) -> None:
+    """The real command, in which an interrupt comes as the first of the earlier runs goes."""
+    write_sample("breast_cancer", tmp_path / "data")
+    (tmp_path / "night.yaml").write_text(
+        "train: {path: data/train.parquet, id: id, label: label}\nkeep: 1\nreport: {page: false}\n"
+        "detection: {evidence: 10}\n"
+    )
+    influence_batch.audit(tmp_path / "night.yaml")
+    code = (
+        "import os, signal\n"
+        "from influence_batch.report.placing import OnDisk\n"
+        "OnDisk.remove = lambda self, run_id: os.kill(os.getpid(), signal.SIGINT)\n"
+        "from flows.cli import main\n"
+        "main()\n"
+    )
+    command = [sys.executable, "-c", code, "audit", str(tmp_path / "night.yaml")]
+    env = {**os.environ, "PREFECT_HOME": str(tmp_path / "prefect")}
+    result = subprocess.run(command, capture_output=True, text=True, env=env, cwd=ROOT)
+    runs = sorted((tmp_path / "reports" / "night").glob("run_id=*"))
+    assert len(runs) == 2
+    assert result.returncode == 1
+    assert f"stopped; the report was there already: {runs[-1]}" in result.stderr
+    assert "goes on from here" not in result.stderr
+    assert len(influence_batch.load_report(runs[-1]).examples) > 0

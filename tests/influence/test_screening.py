@@ -88,6 +88,22 @@ def test_examples_without_influence_take_no_part() -> None:
     _expect_all_pairs(_top_k(features, residual, solution), features, residual, solution)
 
 
+def test_products_that_cancel_in_float32_are_influences_all_the_same() -> None:
+    features, residual = np.zeros((9, D)), np.zeros((9, K))
+    features[:, :2] = 2.0 ** np.arange(9)[:, None]
+    residual[:, 0] = np.array([1, -2, 3, -4, 5, -6, 7, -8, 9]) / 16  # of few digits: products are exact
+    residual[:, 2] = -residual[:, 0]
+    # A difference of 2^-30 is lost in float32: all scores are 0 there.
+    solution = np.zeros((K, D, M))
+    solution[0, 0], solution[0, 1] = 1.0, -1.0 + 2.0**-30
+    solution[:, :, -1] = 0.0  # and a test point of which they truly are
+    features[7], residual[8] = 0.0, 0.0
+    solution = solution.reshape(K * D, M)
+    top = _top_k(features, residual, solution)
+    assert np.count_nonzero(top.rows >= 0) == 7 * (M - 1)
+    _expect_all_pairs(top, features, residual, solution)
+
+
 def test_labels_with_fewer_examples_than_are_wanted() -> None:
     features, residual, solution = _problem()
     some = slice(0, 12)  # at most three of a label
