@@ -258,7 +258,9 @@ def explain(data: Data, model: Model, progress: Progress = quiet) -> Explained:
         "influence",
     )
     kind = data.plan.choice.kind
-    factored = kind == "direct" or (kind == "ekfac" and data.plan.inverse_bytes > 0)
+    factored = kind == "direct" or (
+        kind == "ekfac" and (data.plan.inverse_bytes > 0 or model.objective.many_classes)
+    )
     return Explained(inverse, factored, model.objective.p, result)
 
 

@@ -20,6 +20,7 @@ from influence_batch.influence.fit import sample_rows
 from influence_batch.influence.objective import hessian_shape
 from influence_batch.influence.precision import worth_single
 from influence_batch.models import Loss, linear, make_loss
+from influence_batch.models.many_classes import MANY
 from influence_batch.solvers.choice import Choice, choose
 
 # A part of memory_limit stays free for what allocators keep and Parquet's decoder holds.
@@ -31,6 +32,8 @@ _SHARD_BYTES = 64 * 1024**2
 _SHARDS_A_SLOT, _LEAST_ROWS = 8, 1_000
 # What is computed for an example, for each output: see `influence.leave_one_out`.
 _OUTPUT_VALUES = 12
+# With many classes fewer, a chunk of rows at a time, but products want rows to be many.
+_VALUES_OF_MANY, _MANY_BYTES = 4, 128 * 1024**2
 # What an opened shard takes with the form it is kept in and the copies that products make of it.
 _SHARD_COPIES = 5.0
 # Temporaries of a map function; see `row_chunks`.
@@ -221,8 +224,9 @@ def shard_rows(config: AuditConfig, width: int, outputs: int, n: int | None = No
         n: rows of the dataset, where its shards are to be spread evenly over the workers.
     """
     slots = planned_slots(config.cluster)
-    size = min(_SHARD_BYTES, _SHARD_SHARE * config.memory_limit / slots)
-    widest = max(model_width(config, width)[1], _OUTPUT_VALUES * outputs)
+    many = outputs >= MANY
+    size = min(_MANY_BYTES if many else _SHARD_BYTES, _SHARD_SHARE * config.memory_limit / slots)
+    widest = max(model_width(config, width)[1], (_VALUES_OF_MANY if many else _OUTPUT_VALUES) * outputs)
     rows = max(1, int(size / (8.0 * widest)))
     if n is not None and slots > 1:
         rows = min(rows, max(_rounded_down(ceil(n / (_SHARDS_A_SLOT * slots))), _LEAST_ROWS))
@@ -266,7 +270,7 @@ def _needs(config: AuditConfig, sizes: Sizes, width: int, regression: bool) -> _
     shards = slots * (8.0 * most * values + _WORKING)
     start = min(8.0 * sizes.k * sizes.d**2, preconditioner_bytes(config))
     # Rows that a fit begins with, twice while they are put together.
-    start += 2.0 * 8.0 * sizes.d * sample_rows(sizes.n, sizes.d, sizes.k, preconditioner_bytes(config))
+    start += 2.0 * 8.0 * sizes.d * sample_rows(sizes.n, sizes.d, preconditioner_bytes(config))
     rows = (_REGRESSION_ROW_BYTES if regression else _ROW_BYTES) * sizes.n
     rows += 9.0 * 8.0 * sizes.k * fit_rows(sizes.n, sizes.k)  # a noise matrix is fitted
     column = 8.0 * sizes.p * (_BLOCK_COPIES + slots * _BLOCK_COPIES_A_SLOT)

@@ -14,7 +14,7 @@ import numpy as np
 
 from influence_batch.errors import RunError
 from influence_batch.influence.line_search import line_search
-from influence_batch.influence.objective import MANY, HessianOperator, Objective, Point
+from influence_batch.influence.objective import HessianOperator, Objective, Point
 from influence_batch.influence.quasi_newton import quasi_newton
 from influence_batch.models.linear import hessian_pairs
 from influence_batch.solvers import ConjugateGradient, Direct, SolverError
@@ -141,7 +141,7 @@ def fit(
             break
         if quasi:
             worth_another = renewals > 0 and iteration < int(_QUASI_SHARE * max_iterations)
-            small = (small_of() or _itself(whole)) if worth_another else None
+            small = (whole if whole.many_classes else small_of()) if worth_another else None
             quasi = small is not None
             if small is not None:
                 objective, renewals = _with_near(objective, small, weights, may_assemble), renewals - 1
@@ -169,32 +169,22 @@ def fit(
     )
 
 
-def sample_rows(n: int, d: int, k: int, preconditioner_bytes: float) -> int:
-    """How many of n rows of d features a fit of k logits begins with, 0 where all are few."""
-    # Many logits share one basis: the memory of factors is the sample's, and each class needs rows.
-    most = preconditioner_bytes if k >= MANY else min(_MOST_SAMPLED, preconditioner_bytes / 4.0)
-    most = int(most / (8.0 * d))
+def sample_rows(n: int, d: int, preconditioner_bytes: float) -> int:
+    """How many of n rows of d features a fit begins with, 0 where all are few."""
+    most = int(min(_MOST_SAMPLED, preconditioner_bytes / 4.0) / (8.0 * d))
     wanted = max(n // _SAMPLED, _LEAST_SAMPLE, _SAMPLED * d)
     count = min(wanted, most)
     return 0 if 2 * wanted > n or count < 2 * d else count
 
 
 def sample(objective: Objective) -> Objective | None:
-    """J over those rows, the same for any sharding; None where all are few."""
+    """J over those rows, the same for any sharding; None where all are few, or classes too many for them."""
     n = objective.dataset.n_rows
-    count = sample_rows(n, objective.d, objective.k, objective.preconditioner_bytes)
-    if count == 0:
+    count = sample_rows(n, objective.d, objective.preconditioner_bytes)
+    if count == 0 or objective.many_classes:
         return None
     small = objective.sampled(np.sort(np.random.default_rng(0).choice(n, count, replace=False)))
     return small if small.n > 0 else None
-
-
-def _itself(objective: Objective) -> Objective | None:
-    """The objective where it is itself what the preconditioner comes from, there being no sample.
-
-    Newton systems of many logits take more passes than L-BFGS with the Kronecker factors of all rows.
-    """
-    return None if objective.k < MANY or objective.loss.separable else objective
 
 
 def _begun(
@@ -214,9 +204,9 @@ def _begun(
         return objective, weights, point
     small = small_of()
     if small is None:
-        itself = _itself(objective)
-        near_to = objective if itself is None else _with_near(objective, itself, weights, may_assemble)
-        return near_to, weights, point
+        if objective.many_classes and objective.near_inverse is None:
+            objective = _with_near(objective, objective, weights, may_assemble)
+        return objective, weights, point
     if not near:
         try:
             found = fit(

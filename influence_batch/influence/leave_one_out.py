@@ -165,9 +165,11 @@ def _of_many_classes(
 ) -> Part:
     """The same, by a few products of all examples with the factors."""
 
+    multiplied = linear.as_multiplied(weights, single)
+
     def made(some: slice) -> Part:
-        features, targets = shard.features[some], shard.targets[some]
-        logits = linear.logits(weights, features)
+        features, targets = linear.as_multiplied(shard.features[some], single), shard.targets[some]
+        logits = linear.logits(multiplied, features)
         value, residual = value_and_residual(loss, logits, targets)
         diagonal = linear.kronecker_diagonal(features, inverse.transform, inverse.values, n_total, single)
         found = many_classes.leave_one_out(logits, residual, diagonal, inverse.basis, _MOST_APPROXIMATE)
@@ -177,11 +179,11 @@ def _of_many_classes(
             corrected = np.where(took_part, corrected, residual)
             loo_logits = np.where(took_part, loo_logits, logits)
         return {
-            "loss": value,
+            "loss": value.astype(np.float64, copy=False),
             "predicted": predict(loss, logits),
-            "residual": residual.astype(np.float32),
-            "corrected_residual": corrected.astype(np.float32),
-            "loo_logits": loo_logits.astype(np.float32),
+            "residual": np.asarray(residual, dtype=np.float32, order="C"),
+            "corrected_residual": corrected.astype(np.float32, copy=False),
+            "loo_logits": loo_logits.astype(np.float32, copy=False),
             "self_influence": found.self_influence,
             "self_leave_one_out": found.self_leave_one_out,
         }

@@ -31,6 +31,9 @@ _GROUPS, _SUM_BYTES = 8, 64 * 1024**2
 # by side, for so many bytes of rows.
 COLUMNS, STACKED, _ROW_BYTES = 40, 9, 512 * 1024
 
+# From so many logits on products with one vector are large enough.
+WIDE = 48
+
 
 def logits(weights: np.ndarray, features: np.ndarray) -> np.ndarray:
     """f (n, k) for weights (k, d) and features (n, d)."""
@@ -75,6 +78,16 @@ def hessian_vector_product_sum(
     n, d = features.shape
     p, m = vectors.shape
     k = loss.outputs
+    if k >= WIDE:
+        # Each product is large enough by itself, and putting vectors side by side moves more than it saves.
+        f, columns = logits(weights, features), []
+        for vector in vectors.T:
+            change = logits(vector.reshape(k, d), features)
+            moved = loss.curvature_product(f, targets, change[:, :, None])[:, :, 0]
+            if example_weights is not None:
+                moved = moved * example_weights[:, None]
+            columns.append(gradient_sum(moved, features))
+        return np.stack(columns, axis=1)
     # Logits and their change along the vectors are one product, which reads the features once.
     both = features @ np.concatenate([weights.T, by_feature(vectors, d)], axis=1)
     moved = loss.curvature_product(both[:, :k], targets, both[:, k:].reshape(n, k, m))

@@ -64,9 +64,9 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 def _exponentials(logits: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """exp(f - max f) (k, n), the largest logit (n,), and the exponentials' sum (n,)."""
     # numpy reduces the first axis several times as fast as a short last one.
-    by_logit = np.array(logits.T, order="C")
+    by_logit = np.ascontiguousarray(logits.T)
     largest = by_logit.max(axis=0)
-    by_logit -= largest
+    by_logit = by_logit - largest
     np.exp(by_logit, out=by_logit)
     return by_logit, largest, by_logit.sum(axis=0)
 

@@ -48,22 +48,22 @@ def leave_one_out(
     """Left-out residuals and logits of softmax.
 
     Args:
-        logits, residual: (n, k) at the fit.
+        logits, residual: (n, k) at the fit; what comes out has their type.
         diagonal: (n, k) d of `A = R diag(d) R'`; its type, float32 or float64, is that of the products.
         basis: R (k, k).
         most: what the largest eigenvalue of C A is scaled down to where it is 1 or more, which it is of no
             true leverage.
     """
     rotation = basis.astype(diagonal.dtype)
-    p = softmax(logits).astype(diagonal.dtype)
+    p = softmax(logits).astype(diagonal.dtype, copy=False)
     roots = _limited(np.sqrt(diagonal), p, rotation, most)
-    right = roots * (residual.astype(diagonal.dtype) @ rotation)
+    right = roots * (residual.astype(diagonal.dtype, copy=False) @ rotation)
     solved = _conjugate_gradient(
         lambda rows, vectors: vectors - _curved(vectors, roots[rows], p[rows], rotation),
         right,
         _RTOL[diagonal.dtype],
     )
-    moved = ((roots * solved) @ rotation.T).astype(np.float64)
+    moved = ((roots * solved) @ rotation.T).astype(logits.dtype, copy=False)
     corrected = residual + p * (moved - np.einsum("ij,ij->i", p, moved)[:, None])
     return LeftOut(
         residual,

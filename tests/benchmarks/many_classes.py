@@ -3,11 +3,11 @@
     python tests/benchmarks/many_classes.py
     python tests/benchmarks/many_classes.py --rows 128000 --classes 100
 
-Writes the data: rows are spread evenly over the classes, each about a mean of its own with noise of deviation
-1 in every feature, of means that are drawn with deviation `--spread`; 5% of the labels are another class's,
-any. Runs the audit in this process, and prints its seconds by stage, the peak memory of the process, the share
-of the planted errors that the longest list of 90% precision holds, and precision and recall of the list that
-the audit gives.
+Writes the data: rows are spread evenly over the classes, each about a mean of its own with noise of
+deviation 1 in every feature, of means that are drawn with deviation `--spread`; 5% of the labels are another
+class's, any. Runs the audit in this process, and prints its seconds by stage, the peak memory of the process,
+the share of the planted errors that the longest list of 90% precision holds, and precision and recall of the
+list that the audit gives.
 """
 
 from __future__ import annotations
