@@ -109,8 +109,8 @@ class Objective:
     def many_classes(self) -> bool:
         """Whether Kronecker factors of all rows are the near Hessian that a fit begins with.
 
-        A sample has few rows of each class, and its optimum is far. The factors are exact at zero weights, and
-        L-BFGS takes fewer passes from there than Newton systems do.
+        A sample has few rows of each class, and its optimum is far. The factors are exact at zero weights,
+        and L-BFGS takes fewer passes from there than Newton systems do.
         """
         return self.k >= MANY and not self.loss.separable
 
