@@ -173,11 +173,12 @@ def _of_many_classes(
         value, residual = value_and_residual(loss, logits, targets)
         diagonal = linear.kronecker_diagonal(features, inverse.transform, inverse.values, n_total, single)
         found = many_classes.leave_one_out(logits, residual, diagonal, inverse.basis, _MOST_APPROXIMATE)
-        corrected, loo_logits = found.corrected_residual, found.loo_logits
+        corrected, loo_logits, own = found.corrected_residual, found.loo_logits, found.self_leave_one_out
         if example_weights is not None:
-            took_part = example_weights[some, None] > 0
-            corrected = np.where(took_part, corrected, residual)
-            loo_logits = np.where(took_part, loo_logits, logits)
+            took_part = example_weights[some] > 0
+            corrected = np.where(took_part[:, None], corrected, residual)
+            loo_logits = np.where(took_part[:, None], loo_logits, logits)
+            own = np.where(took_part, own, found.self_influence)
         return {
             "loss": value.astype(np.float64, copy=False),
             "predicted": predict(loss, logits),
@@ -185,7 +186,7 @@ def _of_many_classes(
             "corrected_residual": corrected.astype(np.float32, copy=False),
             "loo_logits": loo_logits.astype(np.float32, copy=False),
             "self_influence": found.self_influence,
-            "self_leave_one_out": found.self_leave_one_out,
+            "self_leave_one_out": own,
         }
 
     n = len(shard.features)
