@@ -214,7 +214,7 @@ def _notes(data: Data, model: Model, explained: Explained, crossed: Crossed, n_t
                 + (
                     "."
                     if error.rows == data.train.n_rows
-                    else f", by the Hessian of {error.rows} of the rows."
+                    else f", by the Hessian of {error.rows} rows: fewer make it larger."
                 )
             )
         )
