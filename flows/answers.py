@@ -41,10 +41,15 @@ def answers_in_words(command: Callable[..., None]) -> Callable[..., None]:
     return wrapped
 
 
-def stop(message: str, code: int) -> NoReturn:
-    """Say what is wrong, and end with that exit code."""
+def shown(text: str) -> str:
+    """A text without the secrets of URLs in it; `--help` needs nothing of the library that hides them."""
     from influence_batch.redaction import redacted
 
-    for line in redacted(message).splitlines():
+    return redacted(text)
+
+
+def stop(message: str, code: int) -> NoReturn:
+    """Say what is wrong, and end with that exit code."""
+    for line in shown(message).splitlines():
         click.echo(f"error: {line}", err=True)
     sys.exit(code)

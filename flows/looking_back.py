@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from flows.answers import CONFIG, JSON, REPORTS, SET, answers_in_words
-from influence_batch.redaction import redacted
+from flows.answers import CONFIG, JSON, REPORTS, SET, answers_in_words, shown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -185,7 +184,7 @@ def review(
         imported = import_verdicts(audit, source)
         done["imported"] = {**vars(imported), "path": None if imported.path is None else str(imported.path)}
     if target is not None:
-        done["exported"] = {"verdicts": export_verdicts(audit, target), "path": redacted(str(target))}
+        done["exported"] = {"verdicts": export_verdicts(audit, target), "path": shown(str(target))}
     state = review_state(audit)
     if as_json:
         click.echo(json.dumps({**done, **state}))
@@ -193,7 +192,7 @@ def review(
     if source is not None:
         _print_import(done["imported"])
     if target is not None:
-        click.echo(f"{_count(done['exported']['verdicts'], 'verdict')} written to {redacted(str(target))}")
+        click.echo(f"{_count(done['exported']['verdicts'], 'verdict')} written to {shown(str(target))}")
     click.echo(
         f"{_count(state['verdicts'], 'verdict')} on {_count(state['reviewed'], 'row')} of run "
         f"{state['run_id']}: {state['mislabeled']} mislabeled ({state['corrected']} of them with a corrected "
@@ -239,8 +238,8 @@ def export_labels(
     checked, _ = _load(config, overrides, reports)
     done = export(checked, out)
     if as_json:
-        click.echo(json.dumps({**done, "path": redacted(out)}))
+        click.echo(json.dumps({**done, "path": shown(out)}))
         return
-    click.echo(f"{redacted(out)}: {_count(done['rows'], 'label')}, {done['corrected']} of them corrected")
+    click.echo(f"{shown(out)}: {_count(done['rows'], 'label')}, {done['corrected']} of them corrected")
     if left := done["found_wrong_without_correction"]:
         click.echo(f"note: {left} more were found mislabeled without a corrected label, and are as they were")

@@ -224,7 +224,7 @@ def shard_rows(config: AuditConfig, width: int, outputs: int, n: int | None = No
         n: rows of the dataset, where its shards are to be spread evenly over the workers.
     """
     slots = planned_slots(config.cluster)
-    many = outputs >= MANY
+    many = outputs >= MANY and config.model.kind == "softmax"
     size = min(_MANY_BYTES if many else _SHARD_BYTES, _SHARD_SHARE * config.memory_limit / slots)
     widest = max(model_width(config, width)[1], (_VALUES_OF_MANY if many else _OUTPUT_VALUES) * outputs)
     rows = max(1, int(size / (8.0 * widest)))

@@ -100,6 +100,8 @@ def fit(
     if polished is None:
         polished = _POLISHED if tolerance <= _LOOSE else tolerance
     scale = objective.gradient_scale()
+    # X'X / n is made here, of the objective that was given, which keeps it for what comes after the fit.
+    unit = float(np.trace(objective.gram)) / objective.d
     objective = objective.with_rough(objective.single and tolerance >= _ROUGH)
     most = _most_iterations(objective) if may_assemble else _CG_ITERATIONS
     whole, method = objective, _first_method(objective)
@@ -110,7 +112,7 @@ def fit(
     previous, renewals, iteration = np.inf, _RENEWALS, 0
     # Where curvature all but vanishes (a saturated hinge) Newton steps are wild: damping them as
     # Levenberg and Marquardt do, only while steps get cut, keeps the end quadratic.
-    damping, unit = 0.0, float(np.trace(objective.gram)) / objective.d
+    damping = 0.0
     quasi, quasi_steps = objective.near_inverse is not None, 0
 
     def took(weights: np.ndarray, point: Point) -> None:
