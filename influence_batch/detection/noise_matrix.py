@@ -34,6 +34,7 @@ _GRID, _HALVINGS = 7, 6
 _EM_STEPS = 200
 _SEARCH_STEPS = 60
 _EM_TOLERANCE = 1e-8
+_MOST_PAIRS_A_LABEL = 100
 _MOST_BORDER = 0.5
 _LEAST = 1e-300
 
@@ -107,8 +108,8 @@ class Channel:
         classes overlap a pattern is found in disagreements that are no errors.
         """
         price = 0.5 * np.log(self.n) / self.n
-        # Fewer labels than pairs of classes: no pattern can be told.
-        even = self.k * (self.k - 1) > self.n
+        # Far fewer labels than pairs of classes: no pattern can be told, and looking for one takes long.
+        even = self.k * (self.k - 1) > _MOST_PAIRS_A_LABEL * self.n
         best = self._likeliest(0.0, even)
         if best.log_likelihood - plain.log_likelihood <= price:
             return None
