@@ -1,7 +1,8 @@
 """An audit of a head with a thousand classes: synthetic embeddings with planted errors.
 
     python tests/benchmarks/many_classes.py
-    python tests/benchmarks/many_classes.py --rows 128000 --classes 100
+    python tests/benchmarks/many_classes.py --rows 640000 --set model.gradient_tolerance=1e-4 \\
+        --set solver.kind=ekfac --set solver.max_iterations=1 --set solver.on_unconverged=flag
 
 Writes the data: rows are spread evenly over the classes, each about a mean of its own with noise of
 deviation 1 in every feature, of means that are drawn with deviation `--spread`; 5% of the labels are another
