@@ -31,9 +31,9 @@ NOISE_FLOOR = 1e-4
 _MOST_NOISE = 0.9
 # A grid of temperatures over all that may be, then so many halvings about the best: found to 1 to 2%.
 _GRID, _HALVINGS = 7, 6
-_EM_STEPS = 200
-_SEARCH_STEPS = 60
-_EM_TOLERANCE = 1e-8
+_EM_STEPS, _EM_TOLERANCE = 200, 1e-8
+# While temperatures are compared, whose likelihoods are further apart.
+_SEARCH_STEPS, _SEARCH_TOLERANCE = 60, 1e-7
 _MOST_PAIRS_A_LABEL = 100
 _MOST_BORDER = 0.5
 _LEAST = 1e-300
@@ -141,7 +141,7 @@ class Channel:
 
         def model_at(tau: float) -> NoiseModel:
             nonlocal start
-            model = self.at(tau, border=start[1], matrix=start[0], even=even, steps=_SEARCH_STEPS)
+            model = self.at(tau, border=start[1], matrix=start[0], even=even, search=True)
             # The next temperature's EM starts where this one ended.
             start = model.matrix, max(model.border, 1e-3) if border > 0 else 0.0
             return model
@@ -157,7 +157,7 @@ class Channel:
         matrix: np.ndarray | None = None,
         with_matrix: bool = True,
         even: bool = False,
-        steps: int = _EM_STEPS,
+        search: bool = False,
     ) -> NoiseModel:
         """The likeliest channel at a temperature.
 
@@ -166,17 +166,19 @@ class Channel:
             matrix: T to start from.
             with_matrix: whether there is a noise matrix; else T stays the identity.
             even: whether T is of one rate, to all other classes alike.
+            search: whether EM may end sooner, for a comparison with other temperatures.
         """
+        steps, tolerance = (_SEARCH_STEPS, _SEARCH_TOLERANCE) if search else (_EM_STEPS, _EM_TOLERANCE)
         if matrix is None:
             matrix = uniform_noise(self.k, 0.05) if with_matrix else np.eye(self.k)
         if even:
-            return self._even_at(temperature, border, 1.0 - float(matrix[0, 0]), steps)
+            return self._even_at(temperature, border, 1.0 - float(matrix[0, 0]), steps, tolerance)
         groups = self.groups(temperature, with_border=border > 0)
         free = border > 0
         previous = likelihood = -np.inf
         for _ in range(steps):
             counts, wrong_near, likelihood = em_statistics(groups, matrix, border)
-            if likelihood - previous < _EM_TOLERANCE:
+            if likelihood - previous < tolerance:
                 break
             previous = likelihood
             if with_matrix:
@@ -185,7 +187,9 @@ class Channel:
                 border = float(np.clip(wrong_near / self.n, 1e-6, _MOST_BORDER))
         return NoiseModel(temperature, matrix, border, likelihood)
 
-    def _even_at(self, temperature: float, border: float, rate: float, steps: int) -> NoiseModel:
+    def _even_at(
+        self, temperature: float, border: float, rate: float, steps: int, tolerance: float
+    ) -> NoiseModel:
         """The same with noise of one rate, by the probabilities of the given labels alone."""
         p, at_border = self._probabilities(temperature, border > 0)
         own = p[self._at_given]
@@ -196,7 +200,7 @@ class Channel:
             wrong = (1.0 - border) * (rate / (self.k - 1)) * others
             total = np.maximum(right + wrong + border * at_border, _LEAST)
             likelihood = float(np.log(total).mean())
-            if likelihood - previous < _EM_TOLERANCE:
+            if likelihood - previous < tolerance:
                 break
             previous = likelihood
             stayed, moved = float((right / total).sum()), float((wrong / total).sum())
@@ -248,11 +252,16 @@ class Channel:
         found = [(model_at(float(np.exp(point))), float(point)) for point in grid]
         step = float(grid[1] - grid[0])
         best = max(found, key=_likelihood)
+        # Not both sides of one maximum are better: that which was last time is tried first.
+        side = 1.0
         for _ in range(_HALVINGS):
             step /= 2.0
-            beside = [best[1] - step, best[1] + step]
-            found = [(model_at(float(np.exp(point))), point) for point in beside]
-            best = max([best, *found], key=_likelihood)
+            for sign in (side, -side):
+                point = best[1] + sign * step
+                there = model_at(float(np.exp(point))), point
+                if _likelihood(there) > _likelihood(best):
+                    best, side = there, sign
+                    break
         return best[0]
 
 

@@ -176,8 +176,9 @@ def test_posterior_is_the_formula(border: float, rates: bool, sharpness: float) 
         assert found.shares[i, g] == 0.0
 
 
-def test_even_noise_is_what_em_over_matrices_finds() -> None:
+def test_even_noise_is_what_em_over_matrices_finds(monkeypatch: pytest.MonkeyPatch) -> None:
     """Kept to one rate by hand, from the same start."""
+    monkeypatch.setattr("influence_batch.detection.noise_matrix._EM_STEPS", 30)
     scores, _, given = _world(2_000, uniform_noise(5, 0.1), temperature=0.7)
     channel = Channel(scores, given)
     groups = channel.groups(0.9, with_border=True)
@@ -186,10 +187,18 @@ def test_even_noise_is_what_em_over_matrices_finds() -> None:
         counts, near, likelihood = em_statistics(groups, matrix, border)
         matrix = uniform_noise(5, 1.0 - np.trace(counts) / counts.sum())
         border = near / len(given)
-    found = channel.at(0.9, even=True, steps=30)
+    found = channel.at(0.9, even=True)
     np.testing.assert_allclose(found.matrix, matrix, rtol=1e-9)
     assert found.border == pytest.approx(border, rel=1e-9)
     assert found.log_likelihood == pytest.approx(likelihood, rel=1e-12)
+
+
+def test_a_search_ends_near_the_whole_of_em() -> None:
+    scores, _, given = _world(3000, np.eye(4) * 0.88 + 0.03, temperature=1.3)
+    channel = Channel(scores, given)
+    for temperature in (0.8, 1.3, 2.0):
+        searched, whole = (channel.at(temperature, search=search) for search in (True, False))
+        assert searched.log_likelihood == pytest.approx(whole.log_likelihood, abs=3e-5)
 
 
 def test_likelihood_only_rises_with_the_temperature_fitted() -> None:
