@@ -80,7 +80,7 @@ def cluster(folder: Path, workers: int = 2) -> Iterator[Cluster]:
         running.end()
 
 
-def wait_until(done: Callable[[], bool], seconds: float = 30.0) -> None:
+def wait_until(done: Callable[[], bool], seconds: float = 120.0) -> None:
     """Ask again and again.
 
     Raises:
