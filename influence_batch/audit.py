@@ -58,6 +58,7 @@ from influence_batch.preparation import (
     require_unchanged,
 )
 from influence_batch.profile import Profile
+from influence_batch.refit import refit
 from influence_batch.report import Report, RunWriter
 from influence_batch.self_check import check_influence
 from influence_batch.solvers import SolveResult, Status
@@ -74,7 +75,7 @@ from influence_batch.stages import (
     Progress,
     quiet,
 )
-from influence_batch.training import fit_model, make_inverse, train
+from influence_batch.training import influence_inverse, train
 from influence_batch.writing import write
 
 # What makes a stage of this name out of a function: Prefect's tasks, in the flow.
@@ -245,9 +246,7 @@ def explain(data: Data, model: Model, progress: Progress = quiet) -> Explained:
     Raises:
         RunError: H is not positive definite, the solver did not converge, or does not fit into memory.
     """
-    # Test points are solved for with it where it is formed, and their residuals are to be true ones.
-    exact = model.objective.with_single(model.objective.single and data.plan.inverse_bytes == 0)
-    inverse = make_inverse(data, exact, model.fit.weights, "influence", progress)
+    inverse = model.inverse or influence_inverse(data, model.objective, model.fit.weights, progress)
     result = train_influence(
         model.objective,
         model.fit.weights,
@@ -256,6 +255,7 @@ def explain(data: Data, model: Model, progress: Progress = quiet) -> Explained:
         lambda done, total: progress("influence", done, total),
         data.store,
         "influence",
+        with_leverages=data.plan.rescales and model.objective.single,
     )
     kind = data.plan.choice.kind
     factored = kind == "direct" or (
@@ -270,7 +270,14 @@ def check_approximation(data: Data, model: Model, explained: Explained) -> Expla
         return explained
     config = data.prepared.config
     objective = model.objective.with_damping(config.influence.damping)
-    error = approximation_error(objective, model.fit.weights, explained.inverse, explained.train, config.seed)
+    error = approximation_error(
+        objective,
+        model.fit.weights,
+        explained.train.self_influence,
+        explained.inverse.backsolve,
+        config.seed,
+        rounding=data.plan.choice.kind != "ekfac",
+    )
     return replace(explained, error=error)
 
 
@@ -394,7 +401,6 @@ def detect(data: Data, model: Model, explained: Explained, progress: Progress = 
     Raises:
         RunError: the refit did not reach its optimum.
     """
-    objective = model.objective
     given = encode_all(data.train, data.train_inspection.labels)
     progress("detect", 0, 2)
     first = _read(data, model, model.fit.weights, explained.train, given, "reading")
@@ -404,24 +410,19 @@ def detect(data: Data, model: Model, explained: Explained, progress: Progress = 
         progress("detect", 2, 2)
         return _completed(data, first, explained.train, given)
     progress("detect", 1, 2)
-    cleaned = replace(objective, example_weights=keep)
-    result = fit_model(data, explained.as_preconditioner(cleaned), "refit", model.fit.weights)
-    explained.inverse.forget()
-    inverse = make_inverse(data, cleaned, result.weights, "refit-influence")
-    again = train_influence(
-        cleaned,
-        result.weights,
-        inverse,
-        data.plan.inverse_bytes,
-        store=data.store,
-        name="refit-influence",
-        only=_READ_OF_NUMBERS if data.prepared.regression else _READ_OF_CLASSES,
+    again = refit(
+        data,
+        model,
+        explained,
+        keep,
+        _READ_OF_NUMBERS if data.prepared.regression else _READ_OF_CLASSES,
     )
-    second = _read(data, model, result.weights, again, given, "refit-reading")
+    second = _read(data, model, again.weights, again.influence, given, "refit-reading")
     progress("detect", 2, 2)
     if second.basis == "prior":
         return _completed(data, first, explained.train, given)
-    return _completed(data, with_loo_of(second, first), again, given)
+    second = replace(with_loo_of(second, first), refit=again.figures)
+    return _completed(data, second, again.influence, given)
 
 
 def rank(data: Data, reading: Reading) -> Listing:

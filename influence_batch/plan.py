@@ -50,6 +50,8 @@ _MOST_TEST_POINTS_A_BLOCK = 256
 # Passes that the fit of a model takes, about.
 # Measured: 31 to 139, on embeddings of MNIST 86.
 _FIT_PASSES = 90
+# Passes over the data of float64 for a solve that is refined, in units of products of float32.
+_PASSES_A_SOLVE = 6.0
 # Iterations of CG for one test point where the Kronecker product preconditions it.
 _EKFAC_ITERATIONS = 30
 # Matrices (d, d) of a Hessian taken apart: in the flow's process, and in each map function on workers.
@@ -129,6 +131,8 @@ class Plan:
     choice: Choice
     inverse_bytes: float
     single: bool
+    few_solves: bool
+    rescales: bool
     block: int
     cache_bytes: int
     data_bytes: float
@@ -363,6 +367,10 @@ def make_plan(config: AuditConfig, train: Dataset, n_test: int, classes: tuple[A
         + 400.0 * sizes.m * config.influence.top_k
         + 8.0 * sizes.p * sizes.m
     )
+    single = config.model.l2 != 0 and worth_single(config.solver.precision, n, d, loss)
+    rescales = single and inverse > 0 and choice.kind == "direct" and not loss.constant_curvature
+    if rescales:
+        parts += 4.0 * n * linear.hessian_pairs(loss)
     if reuses_features(config):
         parts += 8.0 * (n + n_test) * kept_width
     return Plan(
@@ -373,7 +381,9 @@ def make_plan(config: AuditConfig, train: Dataset, n_test: int, classes: tuple[A
         shard_rows=rows,
         choice=choice,
         inverse_bytes=inverse,
-        single=config.model.l2 != 0 and worth_single(config.solver.precision, n, d, loss),
+        single=single,
+        few_solves=_PASSES_A_SOLVE * 4.0 * sizes.k * sizes.m <= d * linear.hessian_pairs(loss),
+        rescales=rescales,
         block=block,
         cache_bytes=cache,
         data_bytes=data_bytes,

@@ -94,6 +94,13 @@ def _influence(over: Pass) -> Flops:
     return _of_type(products, over.state[4], _value(over).double)
 
 
+def _rescaled(over: Pass) -> Flops:
+    sizes = over.plan.sizes
+    return _of_type(
+        2.0 * over.rows * sizes.d * (sizes.d + 2 * sizes.k), over.state[2].single, _value(over).double
+    )
+
+
 def _of_type(products: float, single: bool, double: float) -> Flops:
     """Products of the type that `solver.precision` has led to, and others of float64."""
     return Flops(double, products) if single else Flops(products + double)
@@ -120,6 +127,7 @@ _FORMULAS: Mapping[str, Callable[[Pass], Flops] | None] = {
     "_shard_hessian": _hessian,
     "_shard_curvature": _logits,
     "_shard_influence": _influence,
+    "_shard_rescaled": _rescaled,
     "_shard_values": _values,
     "_shard_top_k": _top_k,
     "_shard_mean": _logits,

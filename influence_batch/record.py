@@ -152,6 +152,7 @@ def _detection(data: Data, reading: Reading, suspect: np.ndarray) -> dict[str, A
         "estimated_precision": None if n_suspects == 0 else expected / n_suspects,
         "estimated_recall": None if reading.estimated_errors == 0 else expected / reading.estimated_errors,
         "power": _power(data, reading, asked),
+        "refit": dict(reading.refit),
     }
     if data.located is not None:
         detection["verdicts"] = data.located.counts()

@@ -95,6 +95,7 @@ class Model:
         l2: as configured or chosen.
         l2_losses: mean leave-one-out loss by l2, of those that were tried.
         begun_at: the earlier run from whose weights the fit began, if there was one.
+        inverse: the inverse Hessian, where the fit had to form it.
     """
 
     objective: Objective
@@ -103,6 +104,7 @@ class Model:
     l2: float
     l2_losses: Mapping[float, float] = field(default_factory=dict)
     begun_at: str | None = None
+    inverse: Deferred | None = None
 
 
 @dataclass(frozen=True)

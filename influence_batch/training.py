@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,7 +15,7 @@ from influence_batch.errors import InputError, RunError
 from influence_batch.execution import gather_rows
 from influence_batch.features import fit_step, restore_step, width_of
 from influence_batch.influence import Fit, Objective, fit
-from influence_batch.influence.fit import relative_gradient_norm, sample
+from influence_batch.influence.fit import HandOver, relative_gradient_norm, sample
 from influence_batch.influence.leave_one_out import leave_one_out_loss
 from influence_batch.influence.precision import takes_single
 from influence_batch.influence.weights import load_weights
@@ -29,6 +30,8 @@ from influence_batch.storage import as_place
 # where leverages are matrix products, few where each takes solves.
 _L2_EXPONENTS, _L2_FIRST = range(-6, 2), -3
 _L2_ROWS, _L2_ROWS_SOLVED = 5_000, 100
+# Weights are kept for a run that is taken up no more often than this: each is a file that is forced to disk.
+_CHECKPOINT_SECONDS = 1.0
 # Relative gradient norm of their fits: the loss is flat at an optimum.
 _L2_TOLERANCE = 1e-4
 
@@ -78,16 +81,45 @@ def train(data: Data, progress: Progress = quiet) -> Model:
     else:
         l2 = config.l2
     objective, begun_at = objective_at(l2), None
+    inverse: Deferred | None = None
     if config.weights is None and start is None:
         start, begun_at = _last_weights(data, objective)
     if config.weights is None:
-        result = fit_model(data, objective, "fit", start, progress)
+        result, inverse = _fit_and_inverse(data, objective, start, progress)
     else:
         result = _given(data, objective, d - config.intercept)
     test_set = None
     if data.test is not None:
         test_set = data.test.having(steps=train_set.steps, intercept=config.intercept)
-    return Model(objective, test_set, result, l2, losses, begun_at)
+    return Model(objective, test_set, result, l2, losses, begun_at, inverse)
+
+
+def _fit_and_inverse(
+    data: Data, objective: Objective, start: np.ndarray | None, progress: Progress
+) -> tuple[Fit, Deferred | None]:
+    """The fit, and the inverse Hessian where its last steps went by the one that the influences take."""
+    made: list[Deferred] = []
+
+    def hand_over(weights: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+        made.append(influence_inverse(data, objective, weights, progress))
+        return made[-1].backsolve
+
+    shares = data.plan.few_solves and objective.single and data.plan.choice.kind == "direct"
+    result = fit_model(data, objective, "fit", start, progress, hand_over=hand_over if shares else None)
+    return result, made[-1] if made else None
+
+
+def influence_inverse(
+    data: Data, objective: Objective, weights: np.ndarray, progress: Progress = quiet
+) -> Deferred:
+    """The inverse Hessian at the optimum, of which influences are made.
+
+    Where many test points are solved for with it, its residuals are to be true ones: it is of float64 then.
+    """
+    many = data.plan.inverse_bytes > 0 and not data.plan.few_solves
+    return make_inverse(
+        data, objective.with_single(objective.single and not many), weights, "influence", progress
+    )
 
 
 def _last_weights(data: Data, objective: Objective) -> tuple[np.ndarray | None, str | None]:
@@ -169,13 +201,25 @@ def _spread(shard: Any, count: int) -> Shard:
 
 
 def fit_model(
-    data: Data, objective: Objective, name: str, start: np.ndarray | None, progress: Progress = quiet
+    data: Data,
+    objective: Objective,
+    name: str,
+    start: np.ndarray | None,
+    progress: Progress = quiet,
+    hand_over: HandOver | None = None,
 ) -> Fit:
     """Fit, from where a killed run was; the end is the same to rounding, see `influence.fit`."""
     config, store = data.prepared.config.model, data.store
     iterate = store.saved(f"{name}-iterate")
     if iterate is not None:
         start = iterate["weights"]
+    saved = time.monotonic()
+
+    def checkpoint(weights: np.ndarray) -> None:
+        nonlocal saved
+        if time.monotonic() - saved >= _CHECKPOINT_SECONDS:
+            store.save(f"{name}-iterate", {"weights": weights})
+            saved = time.monotonic()
 
     def compute() -> Mapping[str, np.ndarray]:
         result = fit(
@@ -184,8 +228,9 @@ def fit_model(
             config.max_iterations,
             start,
             lambda iteration, norm: progress("fit", iteration, config.max_iterations),
-            lambda weights: store.save(f"{name}-iterate", {"weights": weights}),
+            checkpoint,
             may_assemble=data.plan.inverse_bytes > 0,
+            hand_over=hand_over,
         )
         return {key: np.asarray(value) for key, value in vars(result).items()}
 
@@ -237,6 +282,8 @@ def make_inverse(
 
         kind = data.plan.choice.kind
         dense = kind != "ekfac" or data.plan.inverse_bytes > 0
-        return make_solver(kind, operator, config.solver, config.seed, blocks if dense else None)
+        return make_solver(
+            kind, operator, config.solver, config.seed, blocks if dense else None, rounded=objective.single
+        )
 
     return Deferred(invert)

@@ -82,7 +82,10 @@ def test_what_was_finished_is_taken_over(
     assert sorted(path.name for path in reports.iterdir()) == [".features-night", "night"]
 
 
-def test_a_fit_goes_on_from_its_last_iterate(data: Path, tmp_path: Path) -> None:
+def test_a_fit_goes_on_from_its_last_iterate(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("influence_batch.training._CHECKPOINT_SECONDS", 0.0)
     stopped(data, tmp_path / "reports", "fit", 4)
     found = audit(data, tmp_path / "reports")
     assert found.run["model"]["iterations"] < audit(data, tmp_path / "whole").run["model"]["iterations"]

@@ -63,6 +63,7 @@ class Reading:
         planted: doubt (m,) of errors that were planted in thought, by kind; see `planting`.
         line: intercept and slope that verdicts gave the log-odds of p_mislabeled.
         ends: (n,) of p_mislabeled each, as the readings at the ends of the range have it.
+        refit: figures of the fit without suspects that this is a reading of, none where it is of the first.
     """
 
     p_mislabeled: Any
@@ -81,6 +82,7 @@ class Reading:
     planted: Mapping[str, np.ndarray] = field(default_factory=dict)
     line: tuple[float, float] = (0.0, 1.0)
     ends: tuple[Any, ...] = ()
+    refit: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ preconditioner; else, and where those get slow, by Newton's method.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -15,7 +16,7 @@ import numpy as np
 from influence_batch.errors import RunError
 from influence_batch.influence.line_search import line_search
 from influence_batch.influence.objective import HessianOperator, Objective, Point
-from influence_batch.influence.quasi_newton import quasi_newton
+from influence_batch.influence.quasi_newton import Pairs, quasi_newton
 from influence_batch.models.linear import hessian_pairs
 from influence_batch.solvers import ConjugateGradient, Direct, SolverError
 
@@ -38,12 +39,20 @@ _QUASI_SHARE = 0.75
 _SAMPLED, _LEAST_SAMPLE, _MOST_SAMPLED = 8, 4096, 64 * 1024**2
 _SAMPLE_TOLERANCE = 1e-3
 _ASSEMBLY_SIZE = 4000
-# Relative gradient norm at which weights are good to some eleven digits, and polishing has nothing to add.
-_POLISHED = 1e-13
+# Relative gradient norm at which weights are good to some eleven digits: polishing has nothing to add. And
+# the one where leverages of float32 products have nothing more to gain.
+_POLISHED, _POLISHED_SINGLE = 1e-13, 1e-10
 # A tolerance beyond this is wanted for its speed, not for results that are the same for any sharding.
 _LOOSE = 1e-6
 # Float32 products give gradients that are good enough for a tolerance from here on.
 _ROUGH = 1e-5
+# To this relative gradient norm steps go by them as well as by those of float64 (down to 2e-7 on MNIST).
+_ROUGH_GOAL = 5e-7
+# A Hessian at weights this near to the optimum is the one there, but for what float32 products leave of it.
+_NEAR_ENOUGH = 1e-7
+
+# Weights (k, d) -> (V -> H^-1 V) for the Hessian there.
+HandOver = Callable[[np.ndarray], Callable[[np.ndarray], np.ndarray]]
 
 
 @dataclass(frozen=True)
@@ -80,6 +89,7 @@ def fit(
     checkpoint: Callable[[np.ndarray], None] = lambda weights: None,
     may_assemble: bool = True,
     polished: float | None = None,
+    hand_over: HandOver | None = None,
 ) -> Fit:
     """Minimise J by quasi-Newton steps where a near Hessian is at hand, or Newton's, with backtracking.
 
@@ -93,12 +103,15 @@ def fit(
         may_assemble: whether there is memory for a large Hessian.
         polished: the norm that the last steps aim at, once the tolerance is met (default: rounding, or
             the tolerance where it is asked to be loose).
+        hand_over: forms the Hessian at weights near the optimum, which the caller wants anyway, and gives
+            its inverse; the last quasi-Newton steps go by it.
 
     Raises:
         RunError: the tolerance was not reached; with the remedy.
     """
     if polished is None:
-        polished = _POLISHED if tolerance <= _LOOSE else tolerance
+        end = _POLISHED_SINGLE if objective.single and hand_over is None else _POLISHED
+        polished = min(end, tolerance) if tolerance <= _LOOSE else tolerance
     scale = objective.gradient_scale()
     # X'X / n is made here, of the objective that was given, which keeps it for what comes after the fit.
     unit = float(np.trace(objective.gram)) / objective.d
@@ -124,9 +137,11 @@ def fit(
     progress(0, float(np.linalg.norm(point.gradient)) / scale)
     while True:
         if quasi:
-            goal, left = polished * scale, int(_QUASI_SHARE * max_iterations) - iteration
-            weights, point, steps = quasi_newton(objective, weights, point, goal, left, took)
-            quasi_steps += steps
+            before, left = iteration, int(_QUASI_SHARE * max_iterations) - iteration
+            weights, point = _by_quasi_newton(
+                objective, weights, point, scale, polished, left, took, hand_over
+            )
+            quasi_steps += iteration - before
         norm = float(np.linalg.norm(point.gradient)) / scale
         if norm <= tolerance:
             weights, point = _polish(objective, weights, point, method, most, polished * scale)
@@ -171,6 +186,47 @@ def fit(
     )
 
 
+def _by_quasi_newton(
+    objective: Objective,
+    weights: np.ndarray,
+    point: Point,
+    scale: float,
+    polished: float,
+    most: int,
+    took: Callable[[np.ndarray, Point], None],
+    hand_over: HandOver | None,
+) -> tuple[np.ndarray, Point]:
+    """Quasi-Newton steps to a relative gradient norm of `polished`, or where they get slow.
+
+    Far from the optimum, where rounding to float32 is no matter, gradients are made of float32 products; near
+    it the inverse that is handed over takes two or three steps to the end.
+    """
+    pairs: Pairs = deque()
+    steps = 0
+
+    def go_on(objective: Objective, goal: float) -> None:
+        nonlocal weights, point, steps
+        goal = max(goal, polished) * scale
+        weights, point, taken = quasi_newton(objective, weights, point, goal, most - steps, took, pairs)
+        steps += taken
+
+    def norm() -> float:
+        return float(np.linalg.norm(point.gradient)) / scale
+
+    if objective.single and not objective.rough and norm() > _ROUGH_GOAL:
+        rough = objective.with_rough(True)
+        point = rough.at(weights)
+        go_on(rough, _ROUGH_GOAL)
+        point = objective.at(weights)
+    if hand_over is not None and not objective.rough:
+        go_on(objective, _NEAR_ENOUGH)
+        if polished < norm() <= _NEAR_ENOUGH:
+            objective = objective.with_near_inverse(hand_over(weights))
+            pairs = deque()
+    go_on(objective, polished)
+    return weights, point
+
+
 def sample_rows(n: int, d: int, preconditioner_bytes: float) -> int:
     """How many of n rows of d features a fit begins with, 0 where all are few."""
     most = int(min(_MOST_SAMPLED, preconditioner_bytes / 4.0) / (8.0 * d))
@@ -202,7 +258,9 @@ def _begun(
     point = objective.at(weights)
     norm = float(np.linalg.norm(point.gradient))
     near = start is not None and norm <= _NEAR * objective.gradient_scale()
-    if (near and objective.near_inverse is not None) or (start is not None and norm <= goal):
+    # An inverse that came with the objective is nearer than a sample's factors, but not than its Hessian.
+    knows = objective.near_inverse is not None and (near or not _assembles(objective, may_assemble))
+    if start is not None and (knows or norm <= goal):
         return objective, weights, point
     small = small_of()
     if small is None:
@@ -227,11 +285,16 @@ def _begun(
     return _with_near(objective, small, weights, may_assemble), weights, point
 
 
+def _assembles(objective: Objective, may_assemble: bool) -> bool:
+    """Whether a sample's Hessian is worth forming."""
+    return may_assemble and _most_iterations(objective) < _REST
+
+
 def _with_near(objective: Objective, small: Objective, weights: np.ndarray, may_assemble: bool) -> Objective:
     """The objective with the inverse of its sample's Hessian here as the preconditioner."""
     hessian = small.hessian(weights)
     try:
-        if may_assemble and _most_iterations(objective) < _REST:
+        if _assembles(objective, may_assemble):
             return objective.with_near_inverse(Direct(hessian).backsolve)
         if objective.d <= _ASSEMBLY_SIZE:
             return objective.with_near_inverse(hessian.kronecker().backsolve)

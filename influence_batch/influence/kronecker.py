@@ -11,6 +11,7 @@ centered first, which moves the intercept and nothing else.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -33,29 +34,34 @@ def kronecker(
     rows: Rows,
     n: float,
     gram: np.ndarray,
-    curvature: np.ndarray,
+    curvature: Callable[[], np.ndarray],
     penalty: np.ndarray,
     damping: float,
     single: bool = False,
+    like: Kronecker | None = None,
 ) -> Kronecker:
     """The factors at weights (k, d), by one pass over the data.
 
     Args:
         rows: example weights, where there are any; n is their sum.
         gram: X'X/n (d, d).
-        curvature: mean of C (k, k), or of its diagonal (k,).
+        curvature: gives the mean of C (k, k).
         penalty: (d,) the l2 of each feature.
         single: products of float32.
+        like: factors whose bases are taken.
     """
-    k, d = weights.shape
-    basis = np.eye(k) if loss.separable else eigh(curvature)[1]
-    transform = feature_basis(gram, penalty)
+    k = len(weights)
+    if like is not None:
+        transform, basis, _ = like
+    else:
+        transform = feature_basis(gram, penalty)
+        basis = np.eye(k) if loss.separable else eigh(curvature())[1]
     state = (loss, *(linear.as_multiplied(array, single) for array in (weights, basis, transform)))
     values = executor.reduce(dataset, sum_over_shards(_shard_values, n), state, rows) + penalty + damping
     if not loss.separable:
         # Equal shifts of all logits have no curvature, and no gradient has a part in them.
         flat = np.square(basis.sum(axis=0)) / k > 0.5
-        values[np.ix_(flat, penalty == 0)] += float(np.trace(gram)) / d
+        values[np.ix_(flat, penalty == 0)] += float(np.trace(gram)) / len(gram)
     # Rounding of sums of squares; a value this small is a direction that the data do not determine.
     return Kronecker(transform, basis, np.maximum(values, 1e-14 * values.max()))
 

@@ -28,7 +28,7 @@ _MOST_APPROXIMATE = 0.9
 # Rows of many classes that a thread works on at a time: what a product of matrices takes to be fast.
 _ROWS_OF_MANY = 512
 # Bytes of a row that leave some ten thousand rows for a thread at a time.
-_WORTH_A_THREAD = 1500.0
+WORTH_A_THREAD = 1500.0
 # The fields of TrainInfluence for some examples.
 Part = dict[str, np.ndarray]
 
@@ -48,6 +48,8 @@ class TrainInfluence:
         loo_logits: (n, k) of the model without the example.
         self_influence: (n,) first order, `(1/n) g' H^-1 g`.
         self_leave_one_out: (n,) with the corrected residual in the place of one r.
+        leverages: (n, k) of float32 if separable, else the upper triangle of D' A D, row by row; only where
+            they are asked for.
     """
 
     loss: Any = None
@@ -57,6 +59,7 @@ class TrainInfluence:
     loo_logits: Any = None
     self_influence: Any = None
     self_leave_one_out: Any = None
+    leverages: Any = None
 
 
 def train_influence(
@@ -68,6 +71,7 @@ def train_influence(
     store: Store | None = None,
     name: str = "influence",
     only: Sequence[str] = (),
+    with_leverages: bool = False,
 ) -> TrainInfluence:
     """Leverages of every training example and what follows from them.
 
@@ -79,6 +83,7 @@ def train_influence(
         store: where the parts go, a part a shard (default: memory).
         name: of the table there.
         only: the fields that are kept, where not all are wanted.
+        with_leverages: whether leverages are kept; for an inverse whose blocks are formed.
 
     Raises:
         SolverError: a column of the inverse did not converge.
@@ -98,13 +103,14 @@ def train_influence(
         parts = objective.executor.map(
             dataset,
             _shard_influence,
-            (objective.loss, weights, factors, objective.n, objective.single),
+            (objective.loss, weights, factors, objective.n, objective.single, False),
             objective.rows,
             missing,
         )
     elif 8.0 * blocks * size**2 <= memory:
         inverse_blocks = store.remember(f"{name}-inverse", lambda: {"blocks": inverse.inverse_blocks()})
-        state = (objective.loss, weights, inverse_blocks["blocks"], objective.n, objective.single)
+        blocks_of = inverse_blocks["blocks"]
+        state = (objective.loss, weights, blocks_of, objective.n, objective.single, with_leverages)
         parts = objective.executor.map(dataset, _shard_influence, state, objective.rows, missing)
     else:
         parts = _by_examples(objective, weights, inverse, memory, missing)
@@ -117,9 +123,9 @@ def train_influence(
 
 
 def _shard_influence(
-    shard: Shard, state: tuple[Loss, np.ndarray, np.ndarray | Kronecker, float, bool], rows: Rows
+    shard: Shard, state: tuple[Loss, np.ndarray, np.ndarray | Kronecker, float, bool, bool], rows: Rows
 ) -> Part:
-    loss, weights, inverse, n_total, single = state
+    loss, weights, inverse, n_total, single, with_leverages = state
     n, k = len(shard.features), loss.outputs
     example_weights = rows.get("example_weights")
     if isinstance(inverse, Kronecker) and k >= many_classes.MANY and not loss.separable:
@@ -140,7 +146,7 @@ def _shard_influence(
             targets: np.ndarray = targets,
             leverages: np.ndarray = leverages,
         ) -> Part:
-            return _from_leverages(
+            result = _from_leverages(
                 loss,
                 weights,
                 Shard(shard.start + some.start + part.start, features[part], targets[part]),
@@ -148,10 +154,25 @@ def _shard_influence(
                 None if example_weights is None else example_weights[some][part],
                 approximate=isinstance(inverse, Kronecker),
             )
+            if with_leverages:
+                result["leverages"] = _packed(leverages[part])
+            return result
 
         per_row = 32.0 * k if loss.separable else 64.0 * k * k
-        parts += in_threads(made, row_chunks(len(features), max(per_row, _WORTH_A_THREAD)))
+        parts += in_threads(made, row_chunks(len(features), max(per_row, WORTH_A_THREAD)))
     return join_columns(parts)
+
+
+def _packed(leverages: np.ndarray) -> np.ndarray:
+    """Leverages (n, k) or (n, k-1, k-1) as `TrainInfluence` has them."""
+    if leverages.ndim == 3:
+        leverages = leverages[:, *np.triu_indices(leverages.shape[1])]
+    return leverages.astype(np.float32)
+
+
+def limited(curvature: np.ndarray, leverages: np.ndarray) -> np.ndarray:
+    """Approximate leverages, those scaled down that reach 1."""
+    return linear.limited(curvature, leverages, _MOST_APPROXIMATE)
 
 
 def _of_many_classes(
@@ -285,7 +306,7 @@ def _from_leverages(
     residual = loss.residual(logits, targets)
     curvature = loss.curvature(logits, targets)
     if approximate and not loss.constant_curvature:
-        leverages = linear.limited(curvature, leverages, _MOST_APPROXIMATE)
+        leverages = limited(curvature, leverages)
     took_part = np.ones(len(targets), bool) if example_weights is None else example_weights > 0
     full = took_part & (linear.remaining_share(curvature, leverages) < _FULL_LEVERAGE)
     if full.any():

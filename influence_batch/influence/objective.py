@@ -257,7 +257,8 @@ class HessianOperator:
                 by_output[:, j, :, j] += self._gauge[j] / o.k
         return blocks
 
-    def kronecker(self) -> Kronecker:
+    def kronecker(self, like: Kronecker | None = None) -> Kronecker:
+        """The factors, in the bases of others where such are given."""
         o = self.objective
         return kronecker(
             o.executor,
@@ -267,10 +268,11 @@ class HessianOperator:
             o.rows,
             o.n,
             o.gram,
-            self._mean_curvature(),
+            self._mean_curvature,
             o.penalty,
             o.damping,
             o.single,
+            like,
         )
 
     def _mean_curvature(self) -> np.ndarray:
@@ -376,7 +378,7 @@ def _shard_value(shard: Shard, state: tuple[Loss, np.ndarray, bool], rows: Rows)
         total = linear.gradient_sum(residual, features)
         return float(value.sum(dtype=np.float64)), total.astype(np.float64, copy=False)
 
-    size = 8.0 * shard.features.shape[1]
+    size = (4.0 if rough else 8.0) * shard.features.shape[1]
     chunks = row_chunks(len(shard.features), size, CACHED_BYTES, WORTH_ROWS)
     return sum_in_threads(some, chunks, add)
 

@@ -10,6 +10,8 @@ import numpy as np
 from influence_batch.influence.line_search import line_search
 from influence_batch.influence.objective import Objective, Point
 
+# A step, the change of the gradient along it, and one over their product.
+Pairs = deque[tuple[np.ndarray, np.ndarray, float]]
 # Pairs of a step and the change of the gradient along it that are kept, of so many bytes at most.
 _PAIRS, _PAIR_BYTES = 60, 64 * 1024**2
 # Steps are worth their passes while so many of them make the gradient so much smaller.
@@ -25,6 +27,7 @@ def quasi_newton(
     goal: float,
     most: int,
     took: Callable[[np.ndarray, Point], None] = lambda weights, point: None,
+    pairs: Pairs | None = None,
 ) -> tuple[np.ndarray, Point, int]:
     """Weights and point where the gradient's norm is at most `goal`, or falls too slowly; the steps taken.
 
@@ -32,11 +35,12 @@ def quasi_newton(
         objective: with `near_inverse`.
         most: steps.
         took: called after each step.
+        pairs: of steps before these, with the same near inverse; those of these steps come behind them.
     """
     near_inverse = objective.near_inverse
     assert near_inverse is not None
     kept = max(2, min(_PAIRS, int(_PAIR_BYTES / (16.0 * objective.p))))
-    pairs: deque[tuple[np.ndarray, np.ndarray, float]] = deque(maxlen=kept)
+    pairs = deque() if pairs is None else pairs
     best = weights, point
     norms = [_norm(point)]
     while norms[-1] > goal and len(norms) <= most:
@@ -51,6 +55,8 @@ def quasi_newton(
         curvature = float(change @ bend)
         if curvature > 0.0:
             pairs.append((change, bend, 1.0 / curvature))
+            if len(pairs) > kept:
+                pairs.popleft()
         norms.append(_norm(point))
         if norms[-1] < _norm(best[1]):
             best = weights, point
@@ -68,7 +74,7 @@ def _norm(point: Point) -> float:
 
 def _inverse(
     near_inverse: Callable[[np.ndarray], np.ndarray],
-    pairs: deque[tuple[np.ndarray, np.ndarray, float]],
+    pairs: Pairs,
     gradient: np.ndarray,
 ) -> np.ndarray:
     """The inverse of the near Hessian, mended along the steps taken, times the gradient (p,)."""
@@ -76,11 +82,13 @@ def _inverse(
     for change, bend, scale in reversed(pairs):
         shares.append(scale * float(change @ vector))
         vector -= shares[-1] * bend
-    vector = near_inverse(vector[:, None])[:, 0]
     if pairs:
         # The near Hessian may be too flat or too steep over all; the last step tells (Shanno and Phua 1978).
         change, bend, scale = pairs[-1]
-        vector /= scale * float(bend @ near_inverse(bend[:, None])[:, 0])
+        vector, moved = near_inverse(np.stack([vector, bend], axis=1)).T
+        vector = vector / (scale * float(bend @ moved))
+    else:
+        vector = near_inverse(vector[:, None])[:, 0]
     for (change, bend, scale), share in zip(pairs, reversed(shares), strict=True):
         vector += (share - scale * float(bend @ vector)) * change
     return vector

@@ -23,7 +23,7 @@ from influence_batch.models.losses import Loss, curvature_entries
 from influence_batch.threads import in_threads
 
 # Bytes of scaled features that a product of matrices takes at a time: more do not fit into a core's cache.
-_PRODUCT_BYTES = 1024**2
+_PRODUCT_BYTES, _SINGLE_BYTES = 1024**2, 4 * 1024**2
 # Pairs of logits, or chunks of rows, are worked on in so many groups, in threads; for chunks each group has a
 # sum of its own, of so many bytes in all.
 _GROUPS, _SUM_BYTES = 8, 64 * 1024**2
@@ -119,7 +119,10 @@ def weighted_gram(features: np.ndarray, weights: np.ndarray, single: bool = Fals
 
 def _product_chunks(n: int, d: int, single: bool = False) -> list[slice]:
     # With fewer rows than columns adding up the products would take as long as the products.
-    step = max(2 * d, _PRODUCT_BYTES // ((4 if single else 8) * d))
+    step = max(2 * d, _PRODUCT_BYTES // (8 * d))
+    if single:
+        # They take half the time, what is done beside them does not.
+        step = max(step, _SINGLE_BYTES // (4 * d), min(8 * d, 4 * _SINGLE_BYTES // (4 * d)))
     return [slice(start, start + step) for start in range(0, n, step)]
 
 
@@ -180,10 +183,13 @@ def hessian_sum(
     blocks = np.zeros((k, d, k, d))
     groups = min(_GROUPS, len(pairs))
 
+    # Once for all pairs.
+    multiplied = as_multiplied(features, single)
+
     def add(group: int) -> None:
         # Rows first: those of a chunk stay in the cache for all pairs of the group.
         for part in _product_chunks(n, d, single):
-            some = as_multiplied(features[part], single)
+            some = multiplied[part]
             for a, b in pairs[group::groups]:
                 _add_gram(blocks[a, :, b, :], some, w[part] * entry(a, b, part))
 
@@ -259,10 +265,15 @@ def kronecker_leverage(
     diagonal = kronecker_diagonal(features, transform, values, n_total, single)
     if loss.separable:
         return diagonal.astype(np.float64)
+    return in_contrasts(diagonal, basis)
+
+
+def in_contrasts(diagonal: np.ndarray, basis: np.ndarray) -> np.ndarray:
+    """`D' R diag(d_i) R' D` (n, k-1, k-1) for diagonals d (n, k) and R (k, k)."""
+    k = len(basis)
     contrasts = basis[:-1] - basis[-1]
-    k = loss.outputs
     pairs = (contrasts[:, None, :] * contrasts[None, :, :]).reshape(-1, k)
-    result: np.ndarray = (diagonal.astype(np.float64) @ pairs.T).reshape(len(features), k - 1, k - 1)
+    result: np.ndarray = (diagonal.astype(np.float64) @ pairs.T).reshape(len(diagonal), k - 1, k - 1)
     return result
 
 
@@ -270,8 +281,18 @@ def kronecker_diagonal(
     features: np.ndarray, transform: np.ndarray, values: np.ndarray, n_total: float, single: bool = False
 ) -> np.ndarray:
     """d (n, k) of these leverages, `A = R diag(d) R'`; of float32 where its products are."""
-    rotated = as_multiplied(features, single) @ as_multiplied(transform.T, single)
-    diagonal: np.ndarray = np.square(rotated) @ as_multiplied((1.0 / values).T / n_total, single)
+    return scaled_diagonal(np.square(rotated(features, transform, single)), values, n_total, single)
+
+
+def rotated(features: np.ndarray, transform: np.ndarray, single: bool = False) -> np.ndarray:
+    """z = B x (n, d) for features (n, d) and B (d, d)."""
+    result: np.ndarray = as_multiplied(features, single) @ as_multiplied(transform.T, single)
+    return result
+
+
+def scaled_diagonal(squares: np.ndarray, values: np.ndarray, n_total: float, single: bool) -> np.ndarray:
+    """The same from the squares of z (n, d)."""
+    diagonal: np.ndarray = squares @ as_multiplied((1.0 / values).T / n_total, single)
     return diagonal
 
 

@@ -96,21 +96,23 @@ def make_solver(
     config: SolverConfig,
     seed: int,
     dense_blocks: Callable[[], np.ndarray] | None = None,
+    rounded: bool = False,
 ) -> InverseHessian:
     """The solver of a choice, with the options of its config section.
 
     Args:
         dense_blocks: gives the operator's dense blocks, where they may be known already; for `ekfac` None
             where there is no memory for them.
+        rounded: whether these blocks are H only nearly.
 
     Raises:
         SolverError: the direct solver finds H not positive definite.
     """
     if kind == "direct":
-        return Direct(operator, config.rtol, None if dense_blocks is None else dense_blocks())
+        return Direct(operator, config.rtol, None if dense_blocks is None else dense_blocks(), rounded)
     if kind == "ekfac":
         most = config.max_iterations if isinstance(config, EkfacSolver) else 1000
-        return Ekfac(operator, config.rtol, most, dense_blocks)
+        return Ekfac(operator, config.rtol, most, dense_blocks, rounded)
     if isinstance(config, LissaSolver):
         return Lissa(
             operator,

@@ -22,6 +22,7 @@ class Direct:
 
     Args:
         blocks: the operator's dense blocks where they are there already; they are overwritten.
+        rounded: whether these are H only nearly: residuals are the operator's own then.
 
     Raises:
         SolverError: where H is not positive definite.
@@ -29,8 +30,15 @@ class Direct:
 
     name = "direct"
 
-    def __init__(self, operator: Operator, rtol: float = 1e-8, blocks: np.ndarray | None = None) -> None:
+    def __init__(
+        self,
+        operator: Operator,
+        rtol: float = 1e-8,
+        blocks: np.ndarray | None = None,
+        rounded: bool = False,
+    ) -> None:
         self._rtol = rtol
+        self._apply = operator.apply if rounded else self._apply_blocks
         self._copies = operator.block_shape.copies
         blocks = operator.dense_blocks() if blocks is None else blocks
         self._shape = blocks.shape
@@ -85,7 +93,7 @@ class Direct:
             _mirror_lower(block.T)
         return inverse
 
-    def _apply(self, vectors: np.ndarray) -> np.ndarray:
+    def _apply_blocks(self, vectors: np.ndarray) -> np.ndarray:
         """H V for V (p, m), from the upper triangles."""
         b, q, _ = self._shape
         parts = vectors.reshape(b, self._copies, q, -1)

@@ -19,6 +19,7 @@ class Ekfac:
     Args:
         max_iterations: of conjugate gradient, for each column.
         dense_blocks: gives the operator's dense blocks, where there is memory: solves are direct then.
+        rounded: whether these are H only nearly.
     """
 
     name = "ekfac"
@@ -29,18 +30,19 @@ class Ekfac:
         rtol: float = 1e-3,
         max_iterations: int = 1000,
         dense_blocks: Callable[[], np.ndarray] | None = None,
+        rounded: bool = False,
     ) -> None:
         self.kronecker: Kronecker = operator.kronecker()
         if not all(np.all(np.isfinite(array)) for array in self.kronecker):
             raise SolverError("the Hessian has entries that are not finite: features this large overflow")
         self._operator, self._rtol, self._max_iterations = operator, rtol, max_iterations
-        self._dense_blocks = dense_blocks
+        self._dense_blocks, self._rounded = dense_blocks, rounded
 
     @cached_property
     def _solver(self) -> Direct | ConjugateGradient:
         """Made when something is to be solved: leverages are not."""
         if self._dense_blocks is not None:
-            return Direct(self._operator, self._rtol, self._dense_blocks())
+            return Direct(self._operator, self._rtol, self._dense_blocks(), self._rounded)
         return ConjugateGradient(self._operator, self._rtol, self._max_iterations, self.kronecker.backsolve)
 
     def solve(self, right_hand_sides: np.ndarray) -> SolveResult:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from contextlib import suppress
 
 import numpy as np
@@ -17,8 +18,9 @@ from influence_batch.execution import InProcessExecutor
 from influence_batch.influence import Objective, fit
 from influence_batch.influence import objective as objective_module
 from influence_batch.influence.fit import relative_gradient_norm
+from influence_batch.influence.objective import Point
 from influence_batch.models import Logistic, Loss, SmoothHinge, Softmax, Squared
-from influence_batch.solvers import SolverError
+from influence_batch.solvers import Direct, SolverError
 from tests.conftest import ArraySource
 from tests.losses import every_loss
 
@@ -392,3 +394,50 @@ def test_a_sample_is_the_same_for_any_sharding(loss: Loss, monkeypatch: pytest.M
     for end in ends[1:]:
         assert end.iterations == ends[0].iterations
         np.testing.assert_allclose(end.weights, ends[0].weights, atol=1e-10)
+
+
+def test_the_inverse_that_is_handed_over_is_near_the_optimum_and_ends_the_fit() -> None:
+    random = np.random.default_rng(3)
+    features = random.standard_normal((9_000, 12)) * np.linspace(0.2, 3.0, 12)
+    scores = features @ random.standard_normal((12, 4)) + random.gumbel(size=(9_000, 4))
+    objective = objective_of(Softmax(4), features, scores.argmax(axis=1)).with_single(True)
+    handed: list[np.ndarray] = []
+
+    def hand_over(weights: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+        handed.append(weights)
+        return Direct(objective.hessian(weights), rounded=True).backsolve
+
+    steps: list[float] = []
+    with_it = fit(objective, hand_over=hand_over, progress=lambda iteration, norm: steps.append(norm))
+    exact = fit(objective.with_single(False))
+    assert with_it.method == exact.method == "lbfgs"
+    one, other = (a.weights - a.weights.mean(axis=0) for a in (with_it, exact))
+    np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-11)
+    assert len(handed) == 1
+    near = relative_gradient_norm(objective, objective.at(handed[0]))
+    assert 1e-13 < near <= 1e-7
+    # Two steps from there are enough.
+    assert sum(norm < near for norm in steps) <= 2
+
+
+def test_float32_passes_far_from_the_optimum_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(4)
+    features = random.standard_normal((9_000, 12))
+    scores = features @ random.standard_normal((12, 4)) + random.gumbel(size=(9_000, 4))
+    objective = objective_of(Softmax(4), features, scores.argmax(axis=1)).with_single(True)
+    passes: list[bool] = []
+    whole = type(objective).at
+
+    def at(self: Objective, weights: np.ndarray) -> Point:
+        if self.dataset.n_rows == 9_000:
+            passes.append(self.rough)
+        return whole(self, weights)
+
+    monkeypatch.setattr(type(objective), "at", at)
+    found = fit(objective)
+    assert any(passes)
+    assert not all(passes)
+    assert not passes[-1]
+    # But for equal shifts of all intercepts, which change no prediction.
+    one, other = (a.weights - a.weights.mean(axis=0) for a in (found, fit(objective.with_single(False))))
+    np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-11)

@@ -95,7 +95,7 @@ def test_error_is_measured_and_is_small_with_many_examples(loss: Loss) -> None:
     exact = train_influence(objective, weights, Direct(operator), 1e9)
     assert np.corrcoef(near.self_influence[:], exact.self_influence[:])[0, 1] > 0.95
     np.testing.assert_allclose(near.loo_logits[:], exact.loo_logits[:], atol=0.02)
-    found = approximation_error(objective, weights, inverse, near, 0)
+    found = approximation_error(objective, weights, near.self_influence, inverse.backsolve, 0)
     assert found is not None
     assert found.examples == 8
     # Relative to the exact ones, among those that were drawn.
@@ -124,10 +124,10 @@ def test_error_is_that_of_the_damped_hessian_and_none_where_nothing_converges() 
     weights = fit(objective).weights
     inverse = Deferred(lambda: Ekfac(objective.hessian(weights)))
     near = train_influence(objective, weights, inverse, 1e9)
-    found = approximation_error(objective, weights, inverse, near, 0)
+    found = approximation_error(objective, weights, near.self_influence, inverse.backsolve, 0)
     assert found is not None
     assert found.largest < 0.3
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("influence_batch.influence.approximation._MOST_ITERATIONS", 1)
         patch.setattr("influence_batch.influence.approximation._RTOL", 1e-14)
-        assert approximation_error(objective, weights, inverse, near, 0) is None
+        assert approximation_error(objective, weights, near.self_influence, inverse.backsolve, 0) is None

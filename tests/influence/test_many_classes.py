@@ -148,11 +148,11 @@ def test_error_is_measured_on_a_sample_where_all_rows_would_take_too_long(
     weights = fit(objective).weights
     inverse = Deferred(lambda: Ekfac(objective.hessian(weights)))
     train = train_influence(objective, weights, inverse, 1e9)
-    whole = approximation_error(objective, weights, inverse, train, 0)
+    whole = approximation_error(objective, weights, train.self_influence, inverse.backsolve, 0)
     assert whole is not None
     assert (whole.rows, whole.examples) == (1_200, 8)
     monkeypatch.setattr("influence_batch.influence.approximation._MOST_WORK", 300.0 * 600 * objective.p)
-    some = approximation_error(objective, weights, inverse, train, 0)
+    some = approximation_error(objective, weights, train.self_influence, inverse.backsolve, 0)
     assert some is not None
     assert (some.rows, some.examples) == (600, 2)
     # It is the error of the sample's own factors against its own Hessian.

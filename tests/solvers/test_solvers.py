@@ -290,6 +290,20 @@ def test_cg_says_what_is_not_positive_definite(preconditioned: bool) -> None:
         result.require_converged()
 
 
+def test_direct_with_rounded_blocks_solves_the_operator_s_own_system() -> None:
+    operator = operator_of("geometric", 1e3)
+    rounded = operator.dense_blocks().astype(np.float32).astype(np.float64)
+    sides = right_hand_sides()
+    result = Direct(operator, rtol=1e-11, blocks=rounded.copy(), rounded=True).solve(sides)
+    residual = sides - operator.dense @ result.solution
+    assert np.all(np.linalg.norm(residual, axis=0) <= 1e-11 * np.linalg.norm(sides, axis=0))
+    assert result.iterations.max() > 1
+    np.testing.assert_allclose(result.solution, np.linalg.solve(operator.dense, sides), rtol=1e-8)
+    # Taken for H, they are another matrix.
+    other = Direct(operator, rtol=1e-11, blocks=rounded).solve(sides).solution
+    assert not np.allclose(other, result.solution, rtol=1e-8, atol=0.0)
+
+
 def test_direct_says_where_it_missed_the_tolerance() -> None:
     operator = operator_of("geometric", 1e6)
     result = Direct(operator, rtol=1e-30).solve(right_hand_sides())
