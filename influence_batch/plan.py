@@ -141,6 +141,10 @@ class Plan:
     disk_bytes: float
     limit: int
 
+    def stage(self, name: str) -> Stage:
+        """The stage of that name."""
+        return next(stage for stage in self.stages if stage.name == name)
+
     @property
     def kept_share(self) -> float:
         """Of the training set that stays in memory from pass to pass."""
@@ -360,15 +364,16 @@ def make_plan(config: AuditConfig, train: Dataset, n_test: int, classes: tuple[A
     kept_width = d - config.model.intercept if compact else d
     narrow = compact and train.float32 and not redone
     data_bytes = (4.0 if narrow else 8.0) * n * kept_width
-    stages = tuple(_stages(sizes, choice, block, column, inverse, fixed, dense))
+    single = config.model.l2 != 0 and worth_single(config.solver.precision, n, d, loss)
+    rescales = single and inverse > 0 and choice.kind == "direct" and not loss.constant_curvature
+    few_solves = _PASSES_A_SOLVE * 4.0 * sizes.k * sizes.m <= d * linear.hessian_pairs(loss)
+    stages = tuple(_stages(sizes, choice, block, column, inverse, fixed, dense, few_solves, rescales))
     parts = (
         n * (8.0 * (4 * sizes.k + 12)) * 2
         + 2 * matrices
         + 400.0 * sizes.m * config.influence.top_k
         + 8.0 * sizes.p * sizes.m
     )
-    single = config.model.l2 != 0 and worth_single(config.solver.precision, n, d, loss)
-    rescales = single and inverse > 0 and choice.kind == "direct" and not loss.constant_curvature
     if rescales:
         parts += 4.0 * n * linear.hessian_pairs(loss)
     if reuses_features(config):
@@ -382,7 +387,7 @@ def make_plan(config: AuditConfig, train: Dataset, n_test: int, classes: tuple[A
         choice=choice,
         inverse_bytes=inverse,
         single=single,
-        few_solves=_PASSES_A_SOLVE * 4.0 * sizes.k * sizes.m <= d * linear.hessian_pairs(loss),
+        few_solves=few_solves,
         rescales=rescales,
         block=block,
         cache_bytes=cache,
@@ -410,6 +415,8 @@ def _stages(
     inverse: float,
     fixed: float,
     dense: float,
+    few_solves: bool,
+    rescales: bool,
 ) -> Iterator[Stage]:
     n, d, k, m = sizes.n, sizes.d, sizes.k, sizes.m
     one_pass = 4.0 * n * d * k
@@ -428,12 +435,17 @@ def _stages(
     row_memory = fixed - block * column
     yield Stage("read", 0.0, 1, row_memory)
     yield Stage("fit", fit_flops, _FIT_PASSES, row_memory)
-    # Hessians of a refit serve leverages alone.
+    # A Hessian that many test points are solved for with is of float64; a refit's serves leverages alone.
     single, hessian = (products, n * d**2 * pairs) if choice.kind != "ekfac" and inverse else (0.0, 0.0)
-    yield Stage("influence", solves, influence_passes, row_memory + dense, single=single)
+    of_first = single + (hessian if few_solves else 0.0)
+    yield Stage("influence", solves, influence_passes, row_memory + dense, single=of_first)
     # Beside the product, what is done with each of its n k m numbers.
     cross = 2.0 * n * sizes.p * m + 60.0 * n * k * m + test_solves
     yield Stage("cross_influence", cross, -(-m // block) + test_passes, fixed + dense, test_solves)
+    if rescales:
+        # As a rule: where that is too far off the refit takes what the first fit does.
+        solves = single = 6.0 * n * d**2
+        hessian, influence_passes = 0.0, 3.0
     yield Stage(
         "detection",
         0.5 * fit_flops + solves,

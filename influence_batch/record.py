@@ -29,6 +29,8 @@ from influence_batch.verdicts import Located
 FORMAT = 1
 # Columns whose sizes differ by more get a note.
 _SCALES = 100.0
+# The channel of more classes than this would be megabytes of text.
+_MOST_LISTED_CLASSES = 100
 _SECRET = re.compile("pass|secret|token|credential|key", re.IGNORECASE)
 _PACKAGES = ("influence_batch", "numpy", "scipy", "pandas", "pyarrow", "fsspec", "pydantic")
 
@@ -159,10 +161,11 @@ def _detection(data: Data, reading: Reading, suspect: np.ndarray) -> dict[str, A
     if reading.noise is not None and data.train.classes is not None:
         detection["temperature"] = reading.noise.temperature
         detection["border_noise"] = reading.noise.border
-        detection["noise_matrix"] = {
-            "classes": list(data.train.classes),
-            "given_by_true": reading.noise.matrix.round(6).tolist(),
-        }
+        if len(data.train.classes) <= _MOST_LISTED_CLASSES:
+            detection["noise_matrix"] = {
+                "classes": list(data.train.classes),
+                "given_by_true": reading.noise.matrix.round(6).tolist(),
+            }
     if reading.outliers is not None:
         detection["outliers"] = vars(reading.outliers)
     return detection

@@ -109,10 +109,10 @@ def estimate_seconds(plan: Plan, rates: Rates) -> dict[str, float]:
         elif stage.name == "cross_influence":
             seconds[stage.name] = n * m * rates.pair + stage.solves * rates.flop + reading
         elif stage.name == "detection":
-            more = saved["detection"] - saved["influence"]
-            seconds[stage.name] = max(
-                0.5 * seconds["fit"], 0.5 * seconds["fit"] + seconds["influence"] - more
-            )
+            fit = plan.stage("fit")
+            own = (stage.flops - 0.5 * fit.flops) * rates.flop - saved["detection"]
+            again = (stage.passes - 0.5 * fit.passes) * n * reopened
+            seconds[stage.name] = 0.5 * seconds["fit"] + max(0.0, own) + again
         else:
             seconds[stage.name] = stage.flops * rates.flop - saved[stage.name] + reading
     return seconds

@@ -65,24 +65,36 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     sys.stdout.write(f"{'':34s}" + " ".join(f"{name:>8s}" for name in COLUMNS) + "\n")
     for name, (features, labels) in present(options.datasets, DATASETS):
-        order = np.random.default_rng(0).permutation(len(labels))
-        held_out = order[-1000:] if options.trusted else order[:0]
-        kept = np.sort(order[: min(options.rows, len(order) - len(held_out))])
-        test = (features[held_out], labels[held_out]) if options.trusted else None
-        features, labels = features[kept], labels[kept]
-        clean = cross_validated(features, labels, 0)
+        draws = options.seeds if options.trusted else 1
+        problems = [problem(features, labels, seed, options) for seed in range(draws)]
         for kind in options.noise:
             for rate in (0.0,) if kind == "none" else options.rates:
                 if kind == "border" and rate > 0.15:
                     continue
-                rows = [
-                    one(features, labels, flipped(kind, rate, labels, clean, seed), test, seed, options)
-                    for seed in range(1 if kind == "none" else options.seeds)
-                ]
+                rows = []
+                for seed in range(1 if kind == "none" else options.seeds):
+                    train, test, clean = problems[seed % draws]
+                    rows.append(one(*train, flipped(kind, rate, train[1], clean, seed), test, seed, options))
                 means = [float(np.nanmean([row[i] for row in rows])) for i in range(len(COLUMNS))]
                 figures = " ".join(f"{v:8.3f}" if abs(v) < 10 else f"{v:8.0f}" for v in means)
                 sys.stdout.write(f"{name:24s}{kind:8s}{rate:.0%}".ljust(36) + figures + "\n")
                 sys.stdout.flush()
+
+
+def problem(
+    features: np.ndarray, labels: np.ndarray, seed: int, options: argparse.Namespace
+) -> tuple[Arrays, Arrays | None, np.ndarray]:
+    """Training rows, trusted ones where they are asked for, and class probabilities before any flip.
+
+    Trusted rows are drawn anew for each seed: one draw of 1,000 has 14 to 24 of the model's errors, and all
+    that is estimated goes by them.
+    """
+    order = np.random.default_rng(seed).permutation(len(labels))
+    held_out = order[len(order) - 1000 :] if options.trusted else order[:0]
+    test = (features[held_out], labels[held_out]) if options.trusted else None
+    kept = np.sort(order[: min(options.rows, len(order) - len(held_out))])
+    train = features[kept], labels[kept]
+    return train, test, cross_validated(*train, 0)
 
 
 def present(
