@@ -128,11 +128,24 @@ def test_the_type_of_leverages(data: Path, precision: str, l2: Any, single: bool
     seconds = estimate_seconds(made, rates)
     assert made.describe(seconds)["precision"] == ("float32" if single else "float64")
     n, d, pairs = 10_000, 31, 10
-    leverages, hessian = 1.2 * n * d**2 * pairs, n * d**2 * pairs
+    leverages = 1.2 * n * d**2 * pairs
     flops = {stage.name: stage.flops for stage in made.stages}
     saved = 6e-10 if single else 0.0
     assert seconds["influence"] == pytest.approx(1e-9 * flops["influence"] - saved * leverages)
-    assert seconds["influence"] - seconds["detection"] == pytest.approx(saved * hessian)
+    # A refit rescales leverages where their type is float32, which is one pass with two Kronecker products.
+    refit = 4e-10 * 6.0 * n * d**2 if single else seconds["influence"]
+    assert seconds["detection"] == pytest.approx(refit)
+
+
+def test_a_hessian_for_few_test_points_is_planned_in_float32(data: Path) -> None:
+    rates = Rates(check=0.0, read=0.0, reopen=0.0, product=0.0, flop=1e-9, single_flop=4e-10, pair=0.0)
+    seconds = {}
+    for m in (2, 3):
+        made = plan(data, solver={"precision": "float32"}, influence={"test_sample": m})
+        assert made.few_solves == (m == 2)
+        seconds[m] = estimate_seconds(made, rates)["influence"]
+        seconds[m] -= 1e-9 * made.stage("influence").flops
+    assert seconds[3] - seconds[2] == pytest.approx(6e-10 * 10_000 * 31**2 * 10)
 
 
 def test_work_enough_is_planned_in_float32(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -269,8 +269,9 @@ def _begun(
         return objective, weights, point
     if not near:
         try:
+            # Its own end is loose: a few steps by its Kronecker factors here take less than Newton systems.
             found = fit(
-                small,
+                _with_factors(small, small, weights),
                 _SAMPLE_TOLERANCE,
                 max_iterations,
                 start,
@@ -292,15 +293,19 @@ def _assembles(objective: Objective, may_assemble: bool) -> bool:
 
 def _with_near(objective: Objective, small: Objective, weights: np.ndarray, may_assemble: bool) -> Objective:
     """The objective with the inverse of its sample's Hessian here as the preconditioner."""
-    hessian = small.hessian(weights)
     try:
         if _assembles(objective, may_assemble):
-            return objective.with_near_inverse(Direct(hessian).backsolve)
-        if objective.d <= _ASSEMBLY_SIZE:
-            return objective.with_near_inverse(hessian.kronecker().backsolve)
+            return objective.with_near_inverse(Direct(small.hessian(weights)).backsolve)
+        return _with_factors(objective, small, weights)
     except SolverError:
-        pass  # flat here to rounding: the preconditioner there is goes on
-    return objective
+        return objective  # flat here to rounding: the preconditioner there is goes on
+
+
+def _with_factors(objective: Objective, small: Objective, weights: np.ndarray) -> Objective:
+    """The objective with the Kronecker factors of its sample here as the preconditioner."""
+    if objective.d > _ASSEMBLY_SIZE:
+        return objective
+    return objective.with_near_inverse(small.hessian(weights).kronecker().backsolve)
 
 
 def _first_method(objective: Objective) -> str:
