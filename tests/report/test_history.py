@@ -66,6 +66,19 @@ def test_states_resolutions_and_counts(nights: Nights) -> None:
     assert [r.run["history"]["previous_run"] for r in nights[1]] == [None, *names[:2]]
 
 
+def test_a_row_that_is_as_it_was_and_off_the_list_is_no_longer_suspect(tmp_path: Path) -> None:
+    frame = make(150)
+    spoil(frame, [1, 2, 3, 4])
+    save(frame, tmp_path)
+    first = influence_batch.audit(config(tmp_path))
+    second = influence_batch.audit(config(tmp_path, detection={"budget": 3}))
+    assert set(first.suspects.id) == {1, 2, 3, 4}
+    (gone,) = set(first.suspects.id) - set(second.suspects.id)
+    assert by_id(second.resolved, "resolution") == {gone: "no_longer_suspect"}
+    third = influence_batch.audit(config(tmp_path))
+    assert by_id(third.suspects, "state")[gone] == "reopened"
+
+
 def test_the_trend(nights: Nights) -> None:
     folder, reports = nights
     trend = influence_batch.load_history(folder / "reports" / "week")
