@@ -113,7 +113,7 @@ class Channel:
         best = self._likeliest(0.0, even)
         if best.log_likelihood - plain.log_likelihood <= price:
             return None
-        near = self._likeliest(0.02, even)
+        near = self._likeliest(0.02, even, best.temperature)
         gain = near.log_likelihood - best.log_likelihood
         if gain > price and self.error_share(near) <= 2.0 * self.error_share(best):
             best = near
@@ -136,7 +136,7 @@ class Channel:
         """Share of the labels that are not the best score's."""
         return float(np.mean(self._scores.argmax(axis=1) != self._given))
 
-    def _likeliest(self, border: float, even: bool) -> NoiseModel:
+    def _likeliest(self, border: float, even: bool, about: float | None = None) -> NoiseModel:
         start: tuple[np.ndarray | None, float] = None, border
 
         def model_at(tau: float) -> NoiseModel:
@@ -146,7 +146,7 @@ class Channel:
             start = model.matrix, max(model.border, 1e-3) if border > 0 else 0.0
             return model
 
-        tau = self._best(model_at).temperature
+        tau = self._best(model_at, about).temperature
         return self.at(tau, border=border, even=even)
 
     def at(
@@ -243,15 +243,18 @@ class Channel:
         odds[self._at_top] = 1.0
         return odds, others
 
-    def _best(self, model_at: Callable[[float], NoiseModel]) -> NoiseModel:
+    def _best(self, model_at: Callable[[float], NoiseModel], about: float | None = None) -> NoiseModel:
+        """The likeliest of all temperatures; the search begins at `about` where that is known."""
         # Where all margins are slight for want of a signal, the unit is no measure: 10 is near to uniform.
         bounds = (np.log(0.01 * self._unit), np.log(10.0 * max(self._unit, 1.0)))
         # What is found depends on comparisons alone, so that rounding, which differs from one sharding to the
         # next, does not move it.
-        grid = np.linspace(*bounds, _GRID)
-        found = [(model_at(float(np.exp(point))), float(point)) for point in grid]
-        step = float(grid[1] - grid[0])
-        best = max(found, key=_likelihood)
+        grid = [float(point) for point in np.linspace(*bounds, _GRID)]
+        step = grid[1] - grid[0]
+        if about is None:
+            best = max(((model_at(float(np.exp(point))), point) for point in grid), key=_likelihood)
+        else:
+            best = self._uphill(model_at, grid, int(np.abs(np.array(grid) - np.log(about)).argmin()))
         # Not both sides of one maximum are better: that which was last time is tried first.
         side = 1.0
         for _ in range(_HALVINGS):
@@ -263,6 +266,22 @@ class Channel:
                     best, side = there, sign
                     break
         return best[0]
+
+    @staticmethod
+    def _uphill(
+        model_at: Callable[[float], NoiseModel], grid: list[float], start: int
+    ) -> tuple[NoiseModel, float]:
+        """The best of a grid of logarithms on the way up from one of them."""
+        best, at = (model_at(float(np.exp(grid[start]))), grid[start]), start
+        for direction in (1, -1):
+            while 0 <= at + direction < len(grid):
+                there = model_at(float(np.exp(grid[at + direction]))), grid[at + direction]
+                if _likelihood(there) <= _likelihood(best):
+                    break
+                best, at = there, at + direction
+            if at != start:
+                break
+        return best
 
 
 def _likelihood(found: tuple[NoiseModel, float]) -> float:
