@@ -37,7 +37,7 @@ _QUASI_SHARE = 0.75
 # A fit begins near the optimum of one row in so many, of so many rows at least and so many bytes at most.
 # The gradient of all rows is larger there, by chance, but a looser tolerance takes more passes after.
 _SAMPLED, _LEAST_SAMPLE, _MOST_SAMPLED = 8, 4096, 64 * 1024**2
-_SAMPLE_TOLERANCE = 1e-3
+_SAMPLE_TOLERANCE = 1e-4
 _ASSEMBLY_SIZE = 4000
 # Relative gradient norm at which weights are good to some eleven digits: polishing has nothing to add. And
 # the one where leverages of float32 products have nothing more to gain.
