@@ -18,14 +18,19 @@ from influence_batch import InputError
 ROWS = 300
 
 
-def audit(folder: Path, name: str, rows: slice, l2: float = 1e-2, ids: bool = True) -> influence_batch.Report:
+def audit(
+    folder: Path, name: str, rows: slice, l2: float = 1e-2, ids: bool = True, first_id: int | None = None
+) -> influence_batch.Report:
+    """The audit of some of the rows, whose ids are texts or, from `first_id` on, integers."""
     random = np.random.default_rng(0)
     truth = random.integers(0, 3, ROWS)
     x = random.standard_normal((ROWS, 4)) + 2.0 * np.eye(3, 4)[truth]
     label = np.where(np.arange(ROWS) % 20 == 0, (truth + 1) % 3, truth)
-    frame = pd.DataFrame({"id": [f"row-{i}" for i in range(ROWS)], "label": label, "x": list(x)})[rows]
+    numbered = [f"row-{i}" if first_id is None else first_id + i for i in range(ROWS)]
+    frame = pd.DataFrame({"id": numbered, "label": label, "x": list(x)})[rows]
     paths = {part: folder / f"{name}-{part}.parquet" for part in ("train", "test")}
-    test = pd.DataFrame({"id": [f"t-{i}" for i in range(20)], "label": truth[:20], "x": list(x[:20] + 0.1)})
+    tests = [f"t-{i}" for i in range(20)] if first_id is None else list(range(20))
+    test = pd.DataFrame({"id": tests, "label": truth[:20], "x": list(x[:20] + 0.1)})
     for part, content in (("train", frame), ("test", test)):
         (content if ids else content.drop(columns="id")).to_parquet(paths[part])
     config = {
@@ -79,6 +84,20 @@ def test_counts_are_those_by_hand(tmp_path: Path) -> None:
     assert set(only_a.id) == set(a.suspects.id) - set(b.suspects.id)
     gone = found.suspects[found.suspects.id.isin([f"row-{i}" for i in range(20)])]
     assert gone.rank_b.isna().all()
+
+
+@pytest.mark.parametrize("first_id", [1000, 2**53 + 1])
+def test_ids_keep_their_type_where_a_run_lacks_rows(tmp_path: Path, first_id: int) -> None:
+    """Above 2^53 neighbouring integers are the same float."""
+    a = audit(tmp_path, "a", slice(0, 280), first_id=first_id)
+    b = audit(tmp_path, "b", slice(20, 300), first_id=first_id)
+    suspects = influence_batch.compare(a.run_dir, b.run_dir).suspects
+    assert suspects[["rank_a", "rank_b"]].isna().any().all()
+    assert suspects.id.dtype == np.int64
+    assert suspects.id.is_unique
+    assert set(suspects.id) == set(a.suspects.id) | set(b.suspects.id)
+    told = CliRunner().invoke(main, ["compare", str(a.run_dir), str(b.run_dir)]).stdout
+    assert str(suspects.id[suspects.on != "both"].iloc[0]) in told.split()
 
 
 def test_without_ids_rows_are_known_by_content(tmp_path: Path) -> None:
