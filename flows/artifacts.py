@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import quote
 
+from flows.sentences import measured, since_last_run
 from influence_batch.gates import failed_gates
 from influence_batch.report import load_report
 from influence_batch.stages import Outcome
@@ -90,7 +91,7 @@ def as_text(value: object) -> str:
 
 
 def headline(outcome: Outcome) -> str:
-    """The run's figures, gates and notes, as Markdown."""
+    """The run's figures, what is new since the last run, gates and notes, as Markdown."""
     run, found = outcome.run, outcome.run["detection"]
     figures = {
         "examples": run["train"]["rows"],
@@ -104,6 +105,8 @@ def headline(outcome: Outcome) -> str:
             figures[f"{name.replace('_', ' ')} of the list"] = f"{found[name]:.0%}"
     lines = [f"# {as_text(run['name'])}: {found['n_suspects']} suspects", "", "| | |", "|---|---|"]
     lines += [f"| {name} | {as_text(value)} |" for name, value in figures.items()]
+    told = [since_last_run(run["history"]), measured(found)]
+    lines += [line for sentence in told if sentence for line in ("", as_text(_as_sentence(sentence)))]
     if failed := failed_gates(run):
         lines += ["", "**Past a gate**", "", *(f"- {as_text(reason)}" for reason in failed)]
     elif run["gates"]:
@@ -115,6 +118,10 @@ def headline(outcome: Outcome) -> str:
     if is_file(page):
         lines += ["", f"Page: {_link(page)}"]
     return "\n".join(lines) + "\n"
+
+
+def _as_sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."
 
 
 def _link(path: Place) -> str:
