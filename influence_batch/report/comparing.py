@@ -21,7 +21,8 @@ class Comparison:
     """What two runs, a and b, have in common.
 
     Attributes:
-        summary: counts and correlations, as `influence-batch compare --json` prints them.
+        summary: counts and correlations, as `influence-batch compare --json` prints them, beside the rows of
+            `test_points`.
         suspects: a row for each example that either run listed: its id in a run that has it, `on` (`both`,
             `a` or `b`), and rank and p_mislabeled in each, missing where that run does not have the row.
         test_points: a row for each test point and direction of both (none where neither examples have ids

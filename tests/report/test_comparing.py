@@ -119,10 +119,23 @@ def test_a_run_is_equal_to_itself_and_the_command_says_so(tmp_path: Path) -> Non
     assert same["rank_correlation"] == pytest.approx(1.0)
     result = CliRunner().invoke(main, ["compare", str(a.run_dir), str(b.run_dir), "--json"])
     assert result.exit_code == 0
-    assert json.loads(result.stdout) == influence_batch.compare(a.run_dir, b.run_dir).summary
+    found, content = influence_batch.compare(a.run_dir, b.run_dir), json.loads(result.stdout)
+    points = pd.DataFrame(content.pop("by_test_point"))
+    assert content == found.summary
+    pd.testing.assert_frame_equal(points, found.test_points, check_dtype=False)
     told = CliRunner().invoke(main, ["compare", str(a.run_dir), str(b.run_dir)]).stdout
     assert "examples (by id): 300 in both, 0 in a only, 0 in b only" in told
     assert "on both lists" in told
+    assert len(points) == 40
+    # The test points that differ most stand in a table, the most different one first.
+    title = "The test points on which a and b agree least"
+    lines = [line.split() for line in told.partition(title)[2].splitlines() if "most" in line]
+    least = found.test_points.sort_values("jaccard", kind="stable").head(5)
+    assert [line[0] for line in lines] == least.test_id.tolist()
+    assert [line[2] for line in lines] == least.direction.tolist()
+    assert [int(line[5]) for line in lines] == least.common.tolist()
+    alone = CliRunner().invoke(main, ["compare", str(a.run_dir), str(a.run_dir)]).stdout
+    assert title not in alone
 
 
 def test_what_cannot_be_compared_is_said(tmp_path: Path) -> None:
