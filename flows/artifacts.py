@@ -125,9 +125,20 @@ def _as_sentence(text: str) -> str:
 
 
 def _link(path: Place) -> str:
-    """A path with its URL, which has no character left that ends a Markdown link."""
+    """A path to copy and a link, whose URL has no character left that ends a Markdown link.
+
+    Browsers follow no link from a server's page to a file, so the link alone would lead nowhere.
+    """
     url = quote(str(path), safe=":/=") if is_remote(path) else path.absolute().as_uri()
-    return f"[{as_text(path)}]({url})"
+    return f"{_as_code(path if is_remote(path) else path.absolute())} ([link]({url}))"
+
+
+def _as_code(value: object) -> str:
+    """A value as Markdown that shows it as code, between more backticks than it has in a row, not cut off."""
+    text = "".join(c if c.isprintable() else " " for c in str(value))
+    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    pad = " " if "`" in text else ""
+    return f"{fence}{pad}{text}{pad}{fence}"
 
 
 def top_suspects(run_dir: Place) -> list[dict[str, Any]]:

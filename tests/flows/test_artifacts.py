@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 import influence_batch
-from flows.artifacts import artifact_key, as_text, headline, top_suspects
+from flows.artifacts import _link, artifact_key, as_text, headline, top_suspects
 from flows.cli import _print_summary
 from influence_batch.review import import_verdicts
 from influence_batch.stages import Outcome
@@ -46,6 +46,16 @@ def test_the_headline_says_what_is_new_and_what_reviewers_measured(tmp_path: Pat
     since = f"Since run {first.run['run_id']}: 1 new, 3 persisting, 0 reopened, 1 resolved (1 reviewed)."
     assert as_text(since) in text
     assert as_text("Of 3 listed labels that were decided on 67% were wrong (between ") in text
+
+
+@pytest.mark.parametrize(
+    ("name", "code"), [("run_id=1_a*b", "`{}`"), ("a`b``c", "``` {} ```"), ("a](b)<i>", "`{}`")]
+)
+def test_a_path_stands_as_text_to_copy_beside_its_link(tmp_path: Path, name: str, code: str) -> None:
+    """Browsers refuse links to files from a page of a server."""
+    path = tmp_path / name
+    assert _link(path) == f"{code.format(path)} ([link]({path.as_uri()}))"
+    assert not set(path.as_uri()) & set("`]()<> ")
 
 
 def test_integer_labels_stay_integers_beside_a_row_that_no_label_fits(

@@ -139,7 +139,7 @@ def test_a_worker_of_a_pool_runs_the_deployment_through_to_a_report(
     assert set(by_key) == {"tickets-report", "tickets-suspects"}
     text = by_key["tickets-report"]["data"]
     assert f"# tickets: {len(report.suspects)} suspects" in text
-    assert f"]({Path(recovery['run_dir']).as_uri()})" in text
+    assert f"Report: `{recovery['run_dir']}` ([link]({Path(recovery['run_dir']).as_uri()}))" in text
     assert "All gates passed." in text
     assert all(f"- {as_text(note)}" in text for note in report.run["notes"])
     table = json.loads(by_key["tickets-suspects"]["data"])
