@@ -414,7 +414,10 @@ def load_config(
     if isinstance(config, AuditConfig):
         if not overrides and reports is None:
             return config
+        set_keys = config.solver.model_fields_set
         config = config.model_dump(mode="json")
+        if "on_unconverged" not in set_keys:
+            del config["solver"]["on_unconverged"]  # its default depends on a gate, which overrides may set
     if isinstance(config, Mapping):
         source, folder, content = "config", Path.cwd(), plain(config)
     else:

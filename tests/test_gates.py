@@ -114,6 +114,7 @@ def test_a_gate_on_test_points_has_them_flagged(solver: dict[str, Any]) -> None:
     assert flagged.solver.on_unconverged == "flag"
     assert flagged.solver.kind == load_config(train).solver.kind
     assert load_config(flagged.model_dump(mode="json")) == flagged
+    assert load_config(load_config(train), ["gates.unconverged=0"]) == flagged
     others = load_config({**train, "gates": {"unconverged": None, "suspects": 3}})
     assert others.solver.on_unconverged == "raise"
 
