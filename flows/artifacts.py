@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import quote
 
+from flows.sentences import measured, since_last_run
 from influence_batch.gates import failed_gates
 from influence_batch.report import load_report
 from influence_batch.stages import Outcome
@@ -90,7 +91,7 @@ def as_text(value: object) -> str:
 
 
 def headline(outcome: Outcome) -> str:
-    """The run's figures, gates and notes, as Markdown."""
+    """The run's figures, what is new since the last run, gates and notes, as Markdown."""
     run, found = outcome.run, outcome.run["detection"]
     figures = {
         "examples": run["train"]["rows"],
@@ -104,6 +105,8 @@ def headline(outcome: Outcome) -> str:
             figures[f"{name.replace('_', ' ')} of the list"] = f"{found[name]:.0%}"
     lines = [f"# {as_text(run['name'])}: {found['n_suspects']} suspects", "", "| | |", "|---|---|"]
     lines += [f"| {name} | {as_text(value)} |" for name, value in figures.items()]
+    told = [since_last_run(run["history"]), measured(found)]
+    lines += [line for sentence in told if sentence for line in ("", as_text(_as_sentence(sentence)))]
     if failed := failed_gates(run):
         lines += ["", "**Past a gate**", "", *(f"- {as_text(reason)}" for reason in failed)]
     elif run["gates"]:
@@ -117,10 +120,25 @@ def headline(outcome: Outcome) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _as_sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."
+
+
 def _link(path: Place) -> str:
-    """A path with its URL, which has no character left that ends a Markdown link."""
+    """A path to copy and a link, whose URL has no character left that ends a Markdown link.
+
+    Browsers follow no link from a server's page to a file, so the link alone would lead nowhere.
+    """
     url = quote(str(path), safe=":/=") if is_remote(path) else path.absolute().as_uri()
-    return f"[{as_text(path)}]({url})"
+    return f"{_as_code(path if is_remote(path) else path.absolute())} ([link]({url}))"
+
+
+def _as_code(value: object) -> str:
+    """A value as Markdown that shows it as code, between more backticks than it has in a row, not cut off."""
+    text = "".join(c if c.isprintable() else " " for c in str(value))
+    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    pad = " " if "`" in text else ""
+    return f"{fence}{pad}{text}{pad}{fence}"
 
 
 def top_suspects(run_dir: Place) -> list[dict[str, Any]]:

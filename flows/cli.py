@@ -24,6 +24,7 @@ from flows.answers import (
     stop,
 )
 from flows.looking_back import compare, export_labels, history, review
+from flows.sentences import measured, since_last_run
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -192,24 +193,12 @@ def _print_summary(summary: dict[str, Any]) -> None:
         soft_wrap=True,
         highlight=False,
     )
-    click.echo(_since_last_run(summary["history"]))
+    click.echo(since_last_run(summary["history"]))
     if summary["review"]["reviewed"] or summary["measured_on"]:
         click.echo(_review(summary))
     for note in summary["notes"]:
         click.echo(f"note: {note}")
     click.echo(f"report: {summary['run_dir']}")
-
-
-def _since_last_run(history: dict[str, Any]) -> str:
-    if history["previous_run"] is None:
-        return "the first run of this audit: every suspect is new"
-    gone = ", ".join(
-        f"{count} {why.replace('_', ' ')}" for why, count in history["resolutions"].items() if count
-    )
-    return (
-        f"since run {history['previous_run']}: {history['new']} new, {history['persisting']} persisting, "
-        f"{history['reopened']} reopened, {history['resolved']} resolved" + (f" ({gone})" if gone else "")
-    )
 
 
 def _review(summary: dict[str, Any]) -> str:
@@ -218,12 +207,8 @@ def _review(summary: dict[str, Any]) -> str:
         f"reviewed: {review['mislabeled']} rows mislabeled ({review['corrected']} of them corrected in the "
         f"fit), {review['correct']} correct, {review['ambiguous']} ambiguous"
     )
-    if summary["measured_on"]:
-        low, high = summary["measured_precision_low"], summary["measured_precision_high"]
-        said += (
-            f"; of {summary['measured_on']} listed labels that were decided on "
-            f"{summary['measured_precision']:.0%} were wrong (between {low:.0%} and {high:.0%})"
-        )
+    if found := measured(summary):
+        said += f"; {found}"
     return said
 
 

@@ -53,7 +53,7 @@ def serve_audits(
     for config in checked.values():
         click.echo(f"  audit/{config.name}: {_shown(cron, interval, timezone)}; reports in {config.reports}")
     serve(
-        *_deployments(checked, overrides, reports, schedule),
+        *_deployments(checked, overrides, reports, schedule, _shown(cron, interval, timezone)),
         limit=1,  # one audit uses all cores, and memory_limit is its own
         print_starting_message=False,
     )
@@ -82,7 +82,7 @@ def deploy_audits(
     schedule = _schedule(cron, interval, timezone)
     _require_server("deploy")
     _require_pool(pool)
-    deployments = _deployments(checked, overrides, reports, schedule)
+    deployments = _deployments(checked, overrides, reports, schedule, _shown(cron, interval, timezone))
     for deployment, config in zip(deployments, checked.values(), strict=True):
         deployment.job_variables = {"env": dict(_ENVIRONMENT)}
         try:
@@ -221,19 +221,18 @@ def _deployments(
     overrides: Sequence[str],
     reports: str | None,
     schedule: Schedule | None,
+    when: str,
 ) -> list[RunnerDeployment]:
     from prefect.deployments.runner import RunnerDeployment
     from prefect.types.entrypoint import EntrypointType
 
-    from flows.artifacts import as_text
     from flows.audit import audit_flow
     from influence_batch import __version__
 
     made = []
     for path, config in configs.items():
-        parameters: dict[str, Any] = {"config": str(path)}
-        if overrides:
-            parameters["overrides"] = list(overrides)
+        # An empty list too: the page of a run shows, and lets edit, the parameters that a deployment has.
+        parameters: dict[str, Any] = {"config": str(path), "overrides": list(overrides)}
         if reports is not None:
             parameters["reports"] = config.reports
         made.append(
@@ -243,8 +242,7 @@ def _deployments(
                 schedule=schedule,
                 paused=False,  # serving pauses at its end what it has served
                 parameters=parameters,
-                description=f"Audit of {as_text(redacted(config.train.path))}; "
-                f"reports in {as_text(config.reports)}",
+                description=_description(config, when),
                 version=__version__,
                 tags=["influence-batch"],
                 # By its module: whatever the working directory, the installed package is what runs.
@@ -252,3 +250,28 @@ def _deployments(
             )
         )
     return made
+
+
+def _description(config: AuditConfig, when: str) -> str:
+    """What the config says that is run, as Markdown."""
+    from flows.artifacts import as_text
+
+    steps = [step.kind for step in config.model.features]
+    gates = config.gates.model_dump(exclude_none=True)
+    model = [config.model.kind, f"l2 {config.model.l2}", *([f"features {', '.join(steps)}"] if steps else [])]
+    said = {
+        "train": config.train.path,
+        "test": "a sample of train" if config.test is None else config.test.path,
+        "model": "; ".join(model),
+        "solver": config.solver.kind,
+        "gates": ", ".join(f"{name}: {limit}" for name, limit in gates.items()) or "none",
+        "notify": "nobody" if config.notify is None else f"on {', '.join(config.notify.on)}",
+        "reports": config.reports,
+        "keep": "all runs" if config.keep is None else f"the newest {config.keep}",
+        "schedule": when,
+    }
+    lines = [
+        f"Audit **{as_text(config.name)}**, as its config was when this was deployed; a run reads it anew."
+    ]
+    lines += ["", *(f"- {name}: {as_text(redacted(text))}" for name, text in said.items())]
+    return "\n".join(lines)

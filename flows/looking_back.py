@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from influence_batch.storage import Place
 
 _DIFFERENT = 10
+_DIFFERENT_POINTS = 5
 
 
 def _load(config: Path, overrides: tuple[str, ...], reports: str | None) -> tuple[AuditConfig, Place]:
@@ -67,9 +68,11 @@ def compare(run_a: str, run_b: str, as_json: bool) -> None:
 
     found = compare_runs(run_a, run_b)
     if as_json:
-        click.echo(json.dumps(found.summary))
+        by_point = found.test_points.to_dict("records")
+        click.echo(json.dumps({**found.summary, "by_test_point": by_point}, default=str))
         return
     _print_comparison(found)
+    _print_test_points(found.test_points)
 
 
 def _print_comparison(found: Comparison) -> None:
@@ -110,6 +113,31 @@ def _print_comparison(found: Comparison) -> None:
             line["on"],
             *(_shown(line[name], ".0f") for name in ("rank_a", "rank_b")),
             *(_shown(line[name], ".3f") for name in ("p_mislabeled_a", "p_mislabeled_b")),
+        )
+    Console().print(table)
+
+
+def _print_test_points(points: pd.DataFrame) -> None:
+    """Those whose most influential examples the two runs agree on least."""
+    from rich import box
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    least = points[points["jaccard"] < 1.0].sort_values("jaccard", kind="stable").head(_DIFFERENT_POINTS)
+    if least.empty:
+        return
+    table = Table(
+        title="The test points on which a and b agree least",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+    )
+    for name in ("test point", "examples", "in a", "in b", "in both", "same"):
+        table.add_column(name, justify="right")
+    for line in least.to_dict("records"):
+        counts = [str(line[name]) for name in ("n_a", "n_b", "common")]
+        table.add_row(
+            escape(str(line["test_id"])), f"most {line['direction']}", *counts, f"{line['jaccard']:.0%}"
         )
     Console().print(table)
 

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import httpx
 
+from flows.sentences import CHANGES, measured, since_last_run
 from influence_batch.config import AuditConfig, load_config
 from influence_batch.config_notify import NotifyConfig
 from influence_batch.errors import GateError, InputError
@@ -193,19 +194,22 @@ def _write(path: Path, text: str) -> None:
 def _content(config: AuditConfig, ending: Ending, event: str, flow_run: str | None) -> dict[str, Any]:
     """What is sent: plain JSON; `text` is the line that chat programs show."""
     summary = ending.summary
+    history = summary.get("history") or {}
+    told = [*ending.reasons, *([since_last_run(history)] if history else []), measured(summary)]
     said = {"gate": "done, and past a gate", "failure": "failed", "recovery": "fine again"}[event]
     return {
         "audit": config.name,
         "event": event,
         "status": ending.status,
-        "text": f"Audit {config.name}: {said}" + "".join(f"\n- {reason}" for reason in ending.reasons),
+        "text": f"Audit {config.name}: {said}" + "".join(f"\n- {line}" for line in told if line),
         "reasons": list(ending.reasons),
         "run_dir": summary.get("run_dir"),
         "figures": {
             name: value
             for name, value in summary.items()
             if isinstance(value, (int, float)) and not isinstance(value, bool)
-        },
+        }
+        | {name: history[name] for name in CHANGES if name in history},
         "notes": list(summary.get("notes", ())),
         "flow_run": flow_run,
         "time": _now(),

@@ -8,10 +8,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
     ByteSize,
-    ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
     ValidationError,
@@ -24,24 +22,14 @@ from pydantic_core import PydanticCustomError
 
 from influence_batch.config_errors import told
 from influence_batch.config_files import apply_override, check_place, plain, read_yaml
+from influence_batch.config_gates import GatesConfig, flagged_for_gate, require_possible
 from influence_batch.config_notify import NotifyConfig
 from influence_batch.config_report import ReportConfig, with_absolute_folder
+from influence_batch.config_section import Float as _Float
+from influence_batch.config_section import Int as _Int
+from influence_batch.config_section import Section as _Section
+from influence_batch.config_section import no_truth_value as _no_truth_value
 from influence_batch.errors import InputError
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
-
-
-def _no_truth_value(value: Any) -> Any:
-    """Pydantic would take `l2: true` for 1.0."""
-    if isinstance(value, bool):
-        raise PydanticCustomError("truth_value", "a truth value is no number")
-    return value
-
-
-_Int = Annotated[int, BeforeValidator(_no_truth_value)]
-_Float = Annotated[float, BeforeValidator(_no_truth_value)]
 
 
 class TrainSource(_Section):
@@ -186,7 +174,9 @@ _Rtol = Annotated[_Float, Field(gt=0, lt=1, description="a number between 0 and 
 class _SolverSection(_Section):
     rtol: _Rtol = 1e-8
     on_unconverged: Literal["raise", "flag"] = Field(
-        "raise", description="raise, or flag (the row is written with converged = false)"
+        "raise",
+        description="raise, or flag (the row is written with converged = false); default: raise, or flag "
+        "where gates.unconverged is set",
     )
     precision: Literal["auto", "float64", "float32"] = Field(
         "auto", description="auto, float64 or float32: of the products that leverages are made of"
@@ -349,31 +339,6 @@ ClusterConfig = Annotated[
 ]
 
 
-class GatesConfig(_Section):
-    error_rate: _Float | None = Field(
-        None, ge=0, le=1, description="a number from 0 to 1: most estimated share of wrong labels"
-    )
-    suspects: _Int | None = Field(None, ge=0, description="a whole number, 0 or more: most rows on the list")
-    self_check: _Float | None = Field(
-        None,
-        ge=-1,
-        le=1,
-        description="a number from -1 to 1: least correlation of predicted and real change in the self-check",
-    )
-    unconverged: _Int | None = Field(
-        None, ge=0, description="a whole number, 0 or more: most test points that missed solver.rtol"
-    )
-    new_suspects: _Int | None = Field(
-        None, ge=0, description="a whole number, 0 or more: most rows on the list that no earlier run listed"
-    )
-    class_rate_jump: _Float | None = Field(
-        None,
-        ge=0,
-        le=1,
-        description="a number from 0 to 1: most that a class's estimated error rate may rise from run to run",
-    )
-
-
 class AuditConfig(_Section):
     """One audit, as its config file describes it. Paths are absolute once loaded."""
 
@@ -419,17 +384,15 @@ class AuditConfig(_Section):
         "(default: all)",
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _flagged_for_the_gate(cls, content: Any) -> Any:
+        return flagged_for_gate(content)
+
     @field_validator("gates")
     @classmethod
-    def _self_check_for_its_gate(cls, gates: GatesConfig, info: ValidationInfo) -> GatesConfig:
-        model = info.data.get("model")
-        checks = info.data.get("self_check", 1) > 0 and not (model is not None and model.weights)
-        if gates.self_check is not None and not checks:
-            raise PydanticCustomError(
-                "gate_without_check",
-                "self_check among them only with a self_check, such as 20, and without model.weights",
-            )
-        return gates
+    def _gates_that_can_fail(cls, gates: GatesConfig, info: ValidationInfo) -> GatesConfig:
+        return require_possible(gates, info.data)
 
 
 def load_config(
@@ -451,7 +414,10 @@ def load_config(
     if isinstance(config, AuditConfig):
         if not overrides and reports is None:
             return config
+        set_keys = config.solver.model_fields_set
         config = config.model_dump(mode="json")
+        if "on_unconverged" not in set_keys:
+            del config["solver"]["on_unconverged"]  # its default depends on a gate, which overrides may set
     if isinstance(config, Mapping):
         source, folder, content = "config", Path.cwd(), plain(config)
     else:

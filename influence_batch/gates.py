@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from influence_batch.config import GatesConfig
+from influence_batch.config_gates import GatesConfig
 
 
 def check_gates(gates: GatesConfig, run: Mapping[str, Any]) -> list[dict[str, Any]]:

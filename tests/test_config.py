@@ -10,7 +10,6 @@ import pytest
 from influence_batch.config import (
     AutoSolver,
     CgSolver,
-    GatesConfig,
     LissaSolver,
     Nystroem,
     Pca,
@@ -18,6 +17,7 @@ from influence_batch.config import (
     Standardize,
     load_config,
 )
+from influence_batch.config_gates import GatesConfig
 from influence_batch.errors import InputError
 
 TRAIN = "train: {path: train.parquet, label: y}\n"

@@ -9,7 +9,8 @@ from xml.etree import ElementTree
 import pytest
 
 import influence_batch
-from influence_batch.config import GatesConfig
+from influence_batch.config import load_config
+from influence_batch.config_gates import GatesConfig
 from influence_batch.dataset.samples import write_sample
 from influence_batch.gates import check_gates, failed_gates
 from influence_batch.junit import write_junit
@@ -102,6 +103,35 @@ def test_a_class_that_got_worse_fails_its_gate(tmp_path: Path) -> None:
         "new_suspects": True,
         "class_rate_jump": False,
     }
+
+
+@pytest.mark.parametrize("solver", [{}, {"solver": "direct"}, {"solver": {"kind": "cg", "rtol": 1e-6}}])
+def test_a_gate_on_test_points_has_them_flagged(solver: dict[str, Any]) -> None:
+    """By the default the run would fail before the gate."""
+    train = {"train": {"path": "train.parquet", "label": "y"}, **solver}
+    assert load_config(train).solver.on_unconverged == "raise"
+    flagged = load_config({**train, "gates": {"unconverged": 0}})
+    assert flagged.solver.on_unconverged == "flag"
+    assert flagged.solver.kind == load_config(train).solver.kind
+    assert load_config(flagged.model_dump(mode="json")) == flagged
+    assert load_config(load_config(train), ["gates.unconverged=0"]) == flagged
+    others = load_config({**train, "gates": {"unconverged": None, "suspects": 3}})
+    assert others.solver.on_unconverged == "raise"
+
+
+def test_a_gate_that_no_run_would_reach_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "night.yaml"
+    file.write_text(
+        "train: {path: train.parquet, label: y}\nsolver: {on_unconverged: raise}\ngates: {unconverged: 0}\n"
+    )
+    with pytest.raises(influence_batch.InputError) as caught:
+        load_config(file)
+    assert str(caught.value) == (
+        f"{file}: gates: found {{'unconverged': 0}}; accepted: unconverged among them only with "
+        "solver.on_unconverged: flag, or without that key: found raise, by which the run fails before any "
+        "gate"
+    )
+    assert load_config(file, ["solver.on_unconverged=flag"]).gates.unconverged == 0
 
 
 def test_junit_has_a_case_a_gate_and_the_reason_of_each_failure(tmp_path: Path) -> None:

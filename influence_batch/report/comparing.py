@@ -21,7 +21,8 @@ class Comparison:
     """What two runs, a and b, have in common.
 
     Attributes:
-        summary: counts and correlations, as `influence-batch compare --json` prints them.
+        summary: counts and correlations, as `influence-batch compare --json` prints them, beside the rows of
+            `test_points`.
         suspects: a row for each example that either run listed: its id in a run that has it, `on` (`both`,
             `a` or `b`), and rank and p_mislabeled in each, missing where that run does not have the row.
         test_points: a row for each test point and direction of both (none where neither examples have ids
@@ -103,10 +104,22 @@ def _suspects(a: pd.DataFrame, b: pd.DataFrame) -> pd.DataFrame:
     )
     on_a, on_b = (found[f"is_suspect_{run}"].eq(True) for run in ("a", "b"))
     on = np.select([on_a & on_b, on_a], ["both", "a"], "b")
-    found = found.assign(id=found["id_a"].where(found["id_a"].notna(), found["id_b"]), on=on)
+    found = found.assign(id=_ids_of(found["key"], a, b), on=on)
     best = found[["rank_a", "rank_b"]].min(axis=1)
     kept = ["key", "id", "on", "rank_a", "rank_b", "p_mislabeled_a", "p_mislabeled_b"]
     return found.assign(best=best).sort_values("best", kind="stable")[kept].reset_index(drop=True)
+
+
+def _ids_of(keys: pd.Series, a: pd.DataFrame, b: pd.DataFrame) -> Any:
+    """The ids by their keys, of a run that has them, in the ids' own type.
+
+    An outer merge makes floats of integers where rows are missing: above 2^53 those are other ids.
+    """
+    ids = [frame.set_index("key")["id"] for frame in (a, b)]
+    if ids[0].dtype != ids[1].dtype:
+        ids = [of_run.astype(object) for of_run in ids]
+    either = pd.concat(ids)
+    return either[~either.index.duplicated()].loc[keys].array
 
 
 def _test_points(a: Report, b: Report, examples: list[pd.DataFrame]) -> pd.DataFrame:

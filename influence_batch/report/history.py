@@ -35,6 +35,8 @@ _TREND: Mapping[str, tuple[str, str]] = {
     "measured_precision": ("detection", "measured_precision"),
 }
 EARLIER = "earlier_runs"
+# Not run_id: that is the partition key of the folder the table is in.
+_EARLIER_RUN = "earlier_run_id"
 _WHOLE = ("n_train", "n_suspects", "new", "persisting", "reopened", "resolved", "reviewed")
 
 
@@ -225,7 +227,9 @@ def _carried_on(runs: Sequence[EarlierRun], notes: list[str]) -> list[dict[str, 
     for run in reversed(runs):
         try:
             if run.has(EARLIER):
-                return run.read(EARLIER, ("run_id", "started", *_TREND)).to_pylist()
+                lines = run.read(EARLIER, (_EARLIER_RUN, "run_id", "started", *_TREND)).to_pylist()
+                # Reports once had the column under the name run_id.
+                return [{"run_id": line.pop(_EARLIER_RUN, None) or line["run_id"]} | line for line in lines]
         except (UnreadableRunError, OSError) as error:
             notes.append(f"{error}: runs that were removed are left out.")
     return []
@@ -233,7 +237,8 @@ def _carried_on(runs: Sequence[EarlierRun], notes: list[str]) -> list[dict[str, 
 
 def trend_columns(history: pd.DataFrame) -> Mapping[str, pa.Array]:
     """A trend as columns of the table `earlier_runs`."""
-    return {name: _arrow(history[name]) for name in history.columns}
+    columns = history.rename(columns={"run_id": _EARLIER_RUN})
+    return {name: _arrow(columns[name]) for name in columns.columns}
 
 
 def history_with(earlier: pd.DataFrame, run_id: str, started: Any, record: Mapping[str, Any]) -> pd.DataFrame:

@@ -186,7 +186,7 @@ TABLES: Mapping[str, tuple[Column, ...]] = {
         _LAST_SEEN,
     ),
     "earlier_runs": (
-        Column("run_id", _S, "an earlier run of the audit, the oldest first, removed ones too"),
+        Column("earlier_run_id", _S, "an earlier run of the audit, the oldest first, removed ones too"),
         Column("started", pa.timestamp("us", tz="UTC"), "when it was started"),
         Column("n_train", _I, "its rows of train; this and what follows as `load_history` has them"),
         Column("n_suspects", _I, "rows on its list"),

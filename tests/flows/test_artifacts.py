@@ -10,8 +10,11 @@ import pandas as pd
 import pytest
 
 import influence_batch
-from flows.artifacts import artifact_key, top_suspects
+from flows.artifacts import _link, artifact_key, as_text, headline, top_suspects
 from flows.cli import _print_summary
+from influence_batch.review import import_verdicts
+from influence_batch.stages import Outcome
+from tests.planted import config, make, save, spoil
 
 
 def test_each_audit_has_a_key_of_its_own() -> None:
@@ -21,6 +24,38 @@ def test_each_audit_has_a_key_of_its_own() -> None:
     assert all(re.fullmatch("[a-z0-9]+(-[a-z0-9]+)*", key) for key in keys)
     # A name that is a key stays as it is, so that Prefect goes on showing its nights together.
     assert (artifact_key("a-b"), artifact_key("nightly")) == ("a-b", "nightly")
+
+
+def test_the_headline_says_what_is_new_and_what_reviewers_measured(tmp_path: Path) -> None:
+    frame = make(300)
+    spoil(frame, [1, 2, 3, 4])
+    save(frame, tmp_path)
+    first = influence_batch.audit(config(tmp_path))
+    text = headline(Outcome(first.run_dir, first.run))
+    assert as_text("The first run of this audit: every suspect is new.") in text
+    assert "decided" not in text
+    said = tmp_path / "said.csv"
+    said.write_text("id,verdict\n1,mislabeled\n2,mislabeled\n3,correct\n")
+    import_verdicts(tmp_path / "reports" / "week", str(said))
+    spoil(frame, [1, 2, 3, 4, 5])
+    save(frame, tmp_path)
+    second = influence_batch.audit(config(tmp_path))
+    text = headline(Outcome(second.run_dir, second.run))
+    changes = second.run["history"]
+    assert (changes["new"], changes["resolved"]) == (1, 1)
+    since = f"Since run {first.run['run_id']}: 1 new, 3 persisting, 0 reopened, 1 resolved (1 reviewed)."
+    assert as_text(since) in text
+    assert as_text("Of 3 listed labels that were decided on 67% were wrong (between ") in text
+
+
+@pytest.mark.parametrize(
+    ("name", "code"), [("run_id=1_a*b", "`{}`"), ("a`b``c", "``` {} ```"), ("a](b)<i>", "`{}`")]
+)
+def test_a_path_stands_as_text_to_copy_beside_its_link(tmp_path: Path, name: str, code: str) -> None:
+    """Browsers refuse links to files from a page of a server."""
+    path = tmp_path / name
+    assert _link(path) == f"{code.format(path)} ([link]({path.as_uri()}))"
+    assert not set(path.as_uri()) & set("`]()<> ")
 
 
 def test_integer_labels_stay_integers_beside_a_row_that_no_label_fits(

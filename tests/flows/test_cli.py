@@ -146,6 +146,20 @@ def test_people_get_a_table_and_progress_in_a_terminal(digits: Path, environment
     assert "cross_influence" in stdout
 
 
+def test_a_test_point_that_missed_the_tolerance_fails_its_gate(
+    digits: Path, environment: dict[str, str], tmp_path: Path
+) -> None:
+    """No solve reaches a tolerance below rounding; the report is there all the same."""
+    settings = ["solver={kind: direct, rtol: 1e-30}", "gates.unconverged=0", "report.page=false"]
+    arguments = [*audit_arguments(digits, *settings), "--reports", str(tmp_path), "--json"]
+    result = subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, env=environment, cwd=ROOT)
+    assert result.returncode == 3, result.stderr
+    found = influence_batch.load_report(json.loads(result.stdout)["run_dir"])
+    missed = (~found.test_points.converged).sum()
+    assert missed > 0
+    assert f"error: gates.unconverged: {missed} test points missed the solver's tolerance" in result.stderr
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stopped_audit_leaves_no_process_and_no_run(
     digits: Path, environment: dict[str, str], number: signal.Signals

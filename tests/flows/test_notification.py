@@ -67,6 +67,27 @@ def test_failures_gates_and_the_first_fine_run_after_them(tmp_path: Path, webhoo
     assert [path.name for path in (tmp_path / "reports").iterdir()] == [".last-ending-tickets.json"]
 
 
+def test_what_is_new_and_what_reviewers_measured_is_told(tmp_path: Path, webhook: Webhook) -> None:
+    changes = {"new": 2, "persisting": 1, "reopened": 0, "resolved": 4}
+    precision = {"measured_precision": 0.75, "measured_precision_low": 0.3, "measured_precision_high": 0.95}
+    history = {"previous_run": "20261124T020000Z", **changes, "resolutions": {"removed": 4, "reviewed": 0}}
+    summary = {**GATE.summary, **precision, "measured_on": 4, "history": history}
+    tell(config(tmp_path, webhook.url), Ending("gate", GATE.reasons, summary))
+    [body] = webhook.bodies
+    assert body["figures"] == {
+        "n_suspects": 3,
+        "estimated_errors": 2.5,
+        **precision,
+        "measured_on": 4,
+        **changes,
+    }
+    assert body["text"].splitlines()[1:] == [
+        f"- {GATE.reasons[0]}",
+        "- since run 20261124T020000Z: 2 new, 1 persisting, 0 reopened, 4 resolved (4 removed)",
+        "- of 4 listed labels that were decided on 75% were wrong (between 30% and 95%)",
+    ]
+
+
 def test_only_what_was_asked_for(tmp_path: Path, webhook: Webhook) -> None:
     told = config(tmp_path, webhook.url, on="recovery")
     for ending in (FAILURE, GATE, FINE):

@@ -91,7 +91,19 @@ def test_a_worker_of_a_pool_runs_the_deployment_through_to_a_report(
     assert deployed.stdout.endswith("prefect worker start --pool nightly\n")
 
     found = server.ask("deployments/name/audit/tickets")
-    assert found["parameters"] == {"config": str(tickets)}
+    assert found["parameters"] == {"config": str(tickets), "overrides": []}
+    described = found["description"].splitlines()
+    assert described[0].startswith("Audit **tickets**, as its config was when this was deployed")
+    for name, text in {
+        "train": tickets.with_name("train.parquet"),
+        "test": "a sample of train",
+        "model": "softmax; l2 0.001",
+        "gates": "suspects: 200",
+        "notify": "on gate, failure, recovery",
+        "schedule": "at 0 2 * * * (Europe/Berlin)",
+    }.items():
+        assert f"- {name}: {as_text(text)}" in described
+    assert "AUDIT_WEBHOOK" not in found["description"]
     assert found["schedules"][0]["schedule"]["cron"] == "0 2 * * *"
     assert found["schedules"][0]["schedule"]["timezone"] == "Europe/Berlin"
     parameters = found["parameter_openapi_schema"]["properties"]
@@ -139,7 +151,7 @@ def test_a_worker_of_a_pool_runs_the_deployment_through_to_a_report(
     assert set(by_key) == {"tickets-report", "tickets-suspects"}
     text = by_key["tickets-report"]["data"]
     assert f"# tickets: {len(report.suspects)} suspects" in text
-    assert f"]({Path(recovery['run_dir']).as_uri()})" in text
+    assert f"Report: `{recovery['run_dir']}` ([link]({Path(recovery['run_dir']).as_uri()}))" in text
     assert "All gates passed." in text
     assert all(f"- {as_text(note)}" in text for note in report.run["notes"])
     table = json.loads(by_key["tickets-suspects"]["data"])

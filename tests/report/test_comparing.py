@@ -18,14 +18,19 @@ from influence_batch import InputError
 ROWS = 300
 
 
-def audit(folder: Path, name: str, rows: slice, l2: float = 1e-2, ids: bool = True) -> influence_batch.Report:
+def audit(
+    folder: Path, name: str, rows: slice, l2: float = 1e-2, ids: bool = True, first_id: int | None = None
+) -> influence_batch.Report:
+    """The audit of some of the rows, whose ids are texts or, from `first_id` on, integers."""
     random = np.random.default_rng(0)
     truth = random.integers(0, 3, ROWS)
     x = random.standard_normal((ROWS, 4)) + 2.0 * np.eye(3, 4)[truth]
     label = np.where(np.arange(ROWS) % 20 == 0, (truth + 1) % 3, truth)
-    frame = pd.DataFrame({"id": [f"row-{i}" for i in range(ROWS)], "label": label, "x": list(x)})[rows]
+    numbered = [f"row-{i}" if first_id is None else first_id + i for i in range(ROWS)]
+    frame = pd.DataFrame({"id": numbered, "label": label, "x": list(x)})[rows]
     paths = {part: folder / f"{name}-{part}.parquet" for part in ("train", "test")}
-    test = pd.DataFrame({"id": [f"t-{i}" for i in range(20)], "label": truth[:20], "x": list(x[:20] + 0.1)})
+    tests = [f"t-{i}" for i in range(20)] if first_id is None else list(range(20))
+    test = pd.DataFrame({"id": tests, "label": truth[:20], "x": list(x[:20] + 0.1)})
     for part, content in (("train", frame), ("test", test)):
         (content if ids else content.drop(columns="id")).to_parquet(paths[part])
     config = {
@@ -81,6 +86,20 @@ def test_counts_are_those_by_hand(tmp_path: Path) -> None:
     assert gone.rank_b.isna().all()
 
 
+@pytest.mark.parametrize("first_id", [1000, 2**53 + 1])
+def test_ids_keep_their_type_where_a_run_lacks_rows(tmp_path: Path, first_id: int) -> None:
+    """Above 2^53 neighbouring integers are the same float."""
+    a = audit(tmp_path, "a", slice(0, 280), first_id=first_id)
+    b = audit(tmp_path, "b", slice(20, 300), first_id=first_id)
+    suspects = influence_batch.compare(a.run_dir, b.run_dir).suspects
+    assert suspects[["rank_a", "rank_b"]].isna().any().all()
+    assert suspects.id.dtype == np.int64
+    assert suspects.id.is_unique
+    assert set(suspects.id) == set(a.suspects.id) | set(b.suspects.id)
+    told = CliRunner().invoke(main, ["compare", str(a.run_dir), str(b.run_dir)]).stdout
+    assert str(suspects.id[suspects.on != "both"].iloc[0]) in told.split()
+
+
 def test_without_ids_rows_are_known_by_content(tmp_path: Path) -> None:
     a = audit(tmp_path, "a", slice(0, 300), ids=False)
     b = audit(tmp_path, "b", slice(20, 300), ids=False)
@@ -100,10 +119,23 @@ def test_a_run_is_equal_to_itself_and_the_command_says_so(tmp_path: Path) -> Non
     assert same["rank_correlation"] == pytest.approx(1.0)
     result = CliRunner().invoke(main, ["compare", str(a.run_dir), str(b.run_dir), "--json"])
     assert result.exit_code == 0
-    assert json.loads(result.stdout) == influence_batch.compare(a.run_dir, b.run_dir).summary
+    found, content = influence_batch.compare(a.run_dir, b.run_dir), json.loads(result.stdout)
+    points = pd.DataFrame(content.pop("by_test_point"))
+    assert content == found.summary
+    pd.testing.assert_frame_equal(points, found.test_points, check_dtype=False)
     told = CliRunner().invoke(main, ["compare", str(a.run_dir), str(b.run_dir)]).stdout
     assert "examples (by id): 300 in both, 0 in a only, 0 in b only" in told
     assert "on both lists" in told
+    assert len(points) == 40
+    # The test points that differ most stand in a table, the most different one first.
+    title = "The test points on which a and b agree least"
+    lines = [line.split() for line in told.partition(title)[2].splitlines() if "most" in line]
+    least = found.test_points.sort_values("jaccard", kind="stable").head(5)
+    assert [line[0] for line in lines] == least.test_id.tolist()
+    assert [line[2] for line in lines] == least.direction.tolist()
+    assert [int(line[5]) for line in lines] == least.common.tolist()
+    alone = CliRunner().invoke(main, ["compare", str(a.run_dir), str(a.run_dir)]).stdout
+    assert title not in alone
 
 
 def test_what_cannot_be_compared_is_said(tmp_path: Path) -> None:

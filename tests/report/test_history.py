@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+from glob import glob
 from pathlib import Path
 
+import duckdb
 import numpy as np
 import pandas as pd
+import polars
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -145,6 +148,39 @@ def test_earlier_runs_may_be_deleted(audit: Path) -> None:
     assert rows_of(recalled(audit)) == before_third
     assert [row[0] for row in before_third] == [row[0] for row in expected]
     assert {row[2] for row in before_third} == {first.name[7:], second.name[7:]}
+
+
+def test_every_table_can_be_read_over_all_nights(nights: Nights) -> None:
+    """The folders' run_id is a column of such a table: none of its own may have that name."""
+    folder, reports = nights
+    names = [report.run["run_id"] for report in reports]
+    tables = {path.name for path in reports[0].run_dir.glob("*.parquet")}
+    assert "earlier_runs.parquet" in tables
+    for table in tables:
+        pattern = f"{folder}/reports/week/run_id=*/{table}"
+        by_pandas = pd.read_parquet(sorted(glob(pattern)))
+        assert set(by_pandas.run_id) <= set(names)
+        by_polars = polars.read_parquet(pattern, hive_partitioning=True)
+        by_duckdb = duckdb.sql(f"FROM read_parquet('{pattern}', hive_partitioning = true)").df()
+        assert len(by_polars) == len(by_duckdb) == len(by_pandas)
+        if table == "earlier_runs.parquet":
+            expected = [(names[1], names[0]), (names[2], names[0]), (names[2], names[1])]
+            for found in (by_pandas, by_polars.to_pandas(), by_duckdb):
+                pairs = found[["run_id", "earlier_run_id"]].astype(str)
+                assert sorted(pairs.itertuples(index=False, name=None)) == expected
+
+
+def test_the_trend_goes_on_from_reports_whose_table_has_the_old_name(audit: Path) -> None:
+    before = influence_batch.load_history(audit)
+    runs = sorted(audit.iterdir())
+    for run in runs:
+        table = pq.ParquetFile(run / "earlier_runs.parquet").read()
+        pq.write_table(table.rename_columns({"earlier_run_id": "run_id"}), run / "earlier_runs.parquet")
+    for run in runs[:2]:
+        shutil.rmtree(run)
+    after = influence_batch.load_history(audit)
+    assert after.attrs["removed"] == before.run_id.tolist()[:2]
+    pd.testing.assert_frame_equal(after, before)
 
 
 def test_damaged_and_foreign_folders_are_told_and_left_out(audit: Path) -> None:
