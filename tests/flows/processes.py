@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -50,9 +51,14 @@ def listeners(group: int) -> set[str]:
             try:
                 if int((entry / "stat").read_text().rsplit(")", 1)[1].split()[2]) != group:
                     continue
-                links = [os.readlink(link) for link in (entry / "fd").iterdir()]
+                descriptors = list((entry / "fd").iterdir())
             except OSError:
                 continue
+            links = []
+            for descriptor in descriptors:
+                # One that is closed while they are listed leaves the others.
+                with suppress(OSError):
+                    links.append(os.readlink(descriptor))
             inodes |= {match[1] for link in links if (match := re.match(r"socket:\[(\d+)\]", link))}
     addresses = set()
     for table in ("tcp", "tcp6"):
