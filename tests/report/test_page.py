@@ -19,7 +19,7 @@ from PIL import Image
 
 import influence_batch
 from influence_batch import page as gathering
-from influence_batch.report.page import Distribution, PageContent, Reviewed, render_page
+from influence_batch.report.page import Distribution, PageContent, Reviewed, parts_of, render_page
 from influence_batch.report.page.content import as_json
 from influence_batch.report.page.views import view_data
 from influence_batch.report.page.words import percent
@@ -276,6 +276,58 @@ def test_views_have_room_for_thousands_of_classes_and_groups() -> None:
         "class 0", 200, 0, 100.0, 50.0, 200.0, 0.5, [], [["class 1", float(f"{numbers[1] / 50:.4g}")]],
     ]  # fmt: skip
     assert found["groups"][0] == ["source", None, 200, 0, 100.0, 50.0, 200.0, 0.5, 100.0, -100.0]
+
+
+def long_tables(label: str) -> dict[str, pa.Table]:
+    """Tables of 60 classes and of 200 groups in each of two columns, all named at length."""
+    names = [f"{i} {label}" for i in range(60)]
+    pairs = [(one, other) for one in names for other in names if one != other]
+    n = 400
+    group = {"group_by": ["a"] * 200 + ["b"] * 200, "value": [f"{i} {label}" for i in range(n)]}
+    figures = ("estimated_errors", "estimated_errors_low", "estimated_errors_high", "error_rate")
+    harm = ("times_overall", "mean_test_influence", "mean_test_group_influence")
+
+    def numbers(names: tuple[str, ...], rows: int) -> dict[str, Any]:
+        return {"rows": [9] * rows, "suspects": [2] * rows, **{name: [1.5] * rows for name in names}}
+
+    return {
+        "classes": pa.table({"label": names, **numbers(figures, 60)}),
+        "noise_matrix": pa.table(
+            {
+                "true_label": [one for one, _ in pairs],
+                "given_label": [other for _, other in pairs],
+                "estimated_errors": [1.5] * len(pairs),
+            }
+        ),
+        "groups": pa.table({**group, **numbers((*figures, *harm), n)}),
+    }
+
+
+@pytest.mark.parametrize("repeats", [6, 60, 2000])
+def test_tables_stay_within_bounds_however_long_their_labels(repeats: int) -> None:
+    """Characters that are longer still once they are escaped."""
+    tables = long_tables("é<&\"'> long, " * repeats)
+    whole = content(tables=tables, classes=tables["classes"].column("label").to_pylist())
+    parts = parts_of(whole)
+    assert parts.n_bytes < 1_400_000
+    text = render_page(whole, RUN)
+    assert len(text.encode()) - parts.n_bytes < 200_000
+    listed = text.count('href="#class=')
+    assert (listed == 60) == (repeats == 6)
+    if listed < 60:
+        assert f"{60 - listed} more are in classes.parquet" in text
+
+
+def test_the_page_stays_small_with_long_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What labels take in tables and plots is not left to examples."""
+    monkeypatch.setattr(gathering, "_ROW_BYTES", 90_000)
+    monkeypatch.setattr(gathering, "_ALL_BYTES", 150_000)
+    train = frame(N).assign(text="word " * 300)
+    train["label"] = train.label.astype(str) + "&" * 200
+    report = audit(tmp_path, {"kind": "text", "columns": "text"}, train, test=None)
+    found = data(report)
+    assert 0 < len(found["train"]) < 150
+    assert len(html(report).encode()) < 150_000 + 80_000
 
 
 def test_words_of_the_data_are_escaped_in_the_file() -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 import numpy as np
 import pyarrow as pa
 
 from influence_batch.report.page.content import as_json, as_text
+
+_T = TypeVar("_T")
 
 # Bytes of the figures of classes, and of those of groups: the page stays small with thousands of either.
 _BYTES = 120_000
@@ -49,7 +51,7 @@ def view_data(tables: Mapping[str, pa.Table]) -> dict[str, Any]:
             _by_class(pairs, "true_label", "given_label"),
         )
         rows = sorted(tables["classes"].to_pylist(), key=lambda row: -row["estimated_errors"])[:_MOST]
-        found["classes"] = _fitting(
+        found["classes"] = first_fitting(
             [
                 [
                     as_text(row["label"]),
@@ -58,10 +60,11 @@ def view_data(tables: Mapping[str, pa.Table]) -> dict[str, Any]:
                     given.get(row["label"], []),
                 ]
                 for row in rows
-            ]
+            ],
+            _BYTES,
         )
     if "groups" in tables:
-        found["groups"] = _fitting(
+        found["groups"] = first_fitting(
             [
                 [
                     row["group_by"],
@@ -71,7 +74,8 @@ def view_data(tables: Mapping[str, pa.Table]) -> dict[str, Any]:
                     _short(_harm(row)),
                 ]
                 for row in tables["groups"].slice(0, _MOST).to_pylist()
-            ]
+            ],
+            _BYTES,
         )
     return found
 
@@ -111,7 +115,7 @@ def _short(value: float | None) -> float | None:
     return None if value is None or not np.isfinite(value) else float(f"{value:.4g}")
 
 
-def _fitting(lines: list[list[Any]]) -> list[list[Any]]:
-    """The first lines that have room."""
+def first_fitting(lines: list[_T], most: int) -> list[_T]:
+    """The first of some things that together have at most so many bytes as JSON."""
     sizes = np.cumsum([len(as_json(line).encode()) + 1 for line in lines])
-    return lines[: int(np.searchsorted(sizes, _BYTES, side="right"))]
+    return lines[: int(np.searchsorted(sizes, most, side="right"))]
