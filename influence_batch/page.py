@@ -61,10 +61,12 @@ def gather_page(
         InputError: a file that is gone or damaged.
     """
     n_rows = min(len(suspects), MOST_ROWS)
+    explained = min(len(suspects), data.prepared.config.detection.evidence)
     content = PageContent(
         started=started,
         suspects=suspects.slice(0, n_rows),
-        detailed=n_rows,
+        detailed=min(n_rows, explained),
+        explained=explained,
         groups={},
         tables=tables,
         classes=data.train.classes or (),
@@ -266,10 +268,11 @@ def _wanted(suspects: pa.Table, detailed: int) -> list[_Key]:
         for line, ids in zip(related, lists, strict=True):
             line += [(test, id_) for id_ in ids or ()]
     order: list[_Key] = []
-    for number in range(min(_WHOLE, detailed, len(own))):
+    whole = min(_WHOLE, detailed, len(own))
+    for number in range(whole):
         order += [own[number], *related[number]]
-    order += own[_WHOLE:]
-    for line in related[_WHOLE:detailed]:
+    order += own[whole:]
+    for line in related[whole:detailed]:
         order += line
     return list(dict.fromkeys(order))
 

@@ -167,12 +167,21 @@ def test_the_page_stays_small_whatever_the_data(tmp_path: Path, monkeypatch: pyt
     assert 20 < len(found["rows"]["id"]) < N
     neighbours = [line is not None for line in found["rows"]["near_given"]]
     assert neighbours == [True] * 15 + [False] * (len(neighbours) - 15)
-    assert "for the first 15 rows" in text
+    assert f"for the first 15 rows; suspects.parquet has them for the first {N}." in text
     assert 10 < len(found["train"]) + len(found["test"]) < 100
     assert found["rows"]["own"][0] == 0
     assert len(text.encode()) < 60_000 + 80_000
     assert f"the first {len(found['rows']['id'])} of {N} rows" in text
     assert re.search(r"it shows \d+ of the \d+ examples", text)
+
+
+def test_the_page_says_how_many_rows_have_evidence(tmp_path: Path) -> None:
+    """The others have an example of their own all the same."""
+    report = audit(tmp_path, detection={"budget": 20, "evidence": 5})
+    found, text = data(report), html(report)
+    assert [line is not None for line in found["rows"]["near_given"]] == [True] * 5 + [False] * 15
+    assert "gathered for the first 5 rows: detection.evidence sets how many" in text
+    assert min(found["rows"]["own"]) >= 0
 
 
 def test_a_regression_has_a_page(tmp_path: Path) -> None:

@@ -50,6 +50,7 @@ class PageContent:
         train, test: the examples in the page.
         points: test points by id.
         detailed: how many rows, from the top, name their neighbours and test points.
+        explained: how many rows of the whole list have a reason, neighbours and test points.
         wanted: how many examples the rows on the page refer to, shown or not.
         parts: what is made of `tables` and `classes`, where that is made already.
     """
@@ -66,6 +67,7 @@ class PageContent:
     test: Examples = Examples()
     points: Mapping[Any, Point] = field(default_factory=dict)
     detailed: int = 0
+    explained: int = 0
     wanted: int = 0
     history: pd.DataFrame | None = None
     parts: Parts | None = None

@@ -46,6 +46,7 @@ def render_page(content: PageContent, run: Mapping[str, Any]) -> str:
         rows=data["total"],
         on_page=len(content.suspects),
         detailed=content.detailed,
+        explained=content.explained,
         listed=run["detection"]["n_suspects"],
         figures=figures(run),
         explanation=explanation(run),
