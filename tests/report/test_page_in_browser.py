@@ -267,6 +267,16 @@ def test_opening_a_row_shows_its_evidence(page: Browser, report: influence_batch
     assert all("javascript:alert(1)" in text for text in texts)
 
 
+def test_the_table_has_a_reason_on_one_line(page: Browser, report: influence_batch.Report) -> None:
+    """Beside a text, too, which takes much of the width."""
+    assert "Reason" in page.texts("#head th")
+    assert page.texts("tr.row td.c-reason") == report.suspects.reason.head(50).tolist()
+    box = page.js("const b = document.querySelector('td.c-reason span').getBoundingClientRect(); return b")
+    assert box["width"] > 120
+    assert box["height"] < 30
+    assert page.js("return document.documentElement.scrollWidth <= innerWidth")
+
+
 def test_verdicts_become_a_csv_file(page: Browser, report: influence_batch.Report, tmp_path: Path) -> None:
     suspects = report.suspects.set_index("id")
     rows = {name: page.all("tr.row")[place] for place, name in enumerate(ids(page))}

@@ -110,7 +110,7 @@ const page = (() => {
     { key: "p", title: "p_mislabeled", class: "c-p num", sort: "p" },
     rows.state && { key: "state", title: "State", class: "c-state", sort: "state" },
     { key: "verdict", title: "Verdict", class: "c-verdict", sort: "verdict" },
-    !wide && { key: "reason", title: "Reason", class: "c-reason" },
+    rows.reason && { key: "reason", title: "Reason", class: `c-reason${wide ? " wide" : ""}` },
   ].filter(Boolean);
 
   // Search, filters, order.
@@ -309,7 +309,7 @@ const page = (() => {
     p: probability,
     state: stateChip,
     verdict: chip,
-    reason: (i) => h("span", { class: "clamp" }, at("reason", i) || ""),
+    reason: (i) => h("span", { class: wide ? "one-line" : "clamp", title: at("reason", i) }, at("reason", i) || ""),
   };
   function makeRow(i) {
     const row = h("tr", { class: "row", tabindex: "0", "aria-expanded": "false" });
