@@ -211,7 +211,7 @@ def test_a_second_night_has_a_trend_and_what_reviewers_found(tmp_path: Path) -> 
     # What they were told, not the certainty that their verdicts gave.
     found = [int(n) for n in re.findall(r"(\d+) reviewed rows of mean", text)]
     assert sum(found) == 6
-    assert "reviewers found 67%" in text
+    assert "reviewers found 67% wrong in 6 verdicts (95% interval 30% to 90%)" in text
 
 
 def content(**changes: Any) -> PageContent:
@@ -253,7 +253,8 @@ RUN: dict[str, Any] = {
     "detection": {
         "n_suspects": 3, "estimated_errors": 2.5, "estimated_errors_low": 1.0, "estimated_errors_high": 4.0,
         "basis": "prior", "evidence": "e", "estimated_precision": 0.83, "estimated_recall": None, "power": {},
-        "measured_precision": 0.5,
+        "measured_precision": 0.5, "measured_precision_low": 0.215, "measured_precision_high": 0.785,
+        "measured_on": 8,
     },
 }  # fmt: skip
 
@@ -345,7 +346,7 @@ def test_words_of_the_data_are_escaped_in_the_file() -> None:
     assert "&lt;b&gt;note&lt;/b&gt;" in text
     assert "gates.suspects: &lt;u&gt;" in text
     assert "fine" not in re.sub(r"(?s)<script.*?</script>|<style.*?</style>", "", text)
-    assert "reviewers found 50%" in text
+    assert "reviewers found 50% wrong in 8 verdicts (95% interval 22% to 78%)" in text
     assert not re.search(r"(?:src|href)=[\"']?(?:https?:)?//", text)
     # uint64 is beyond the numbers of JavaScript.
     assert '"18446744073709551615"' in text
