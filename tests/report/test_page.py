@@ -352,6 +352,19 @@ def test_words_of_the_data_are_escaped_in_the_file() -> None:
     assert '"18446744073709551615"' in text
 
 
+def test_captions_are_sentences_in_both_colour_schemes() -> None:
+    """A legend ends without a full stop; in the dark, more is lighter."""
+    depths: dict[str, Any] = {"depth": [10, 20], "is_list": [False, True], "estimated_precision": [0.9, 0.8]}
+    for kind in ("random", "nearest"):
+        depths |= {f"power_{kind}{end}": [0.4, 0.5] for end in ("", "_low", "_high")}
+    tables = {**long_tables("x"), "depths": pa.table(depths)}
+    text = render_page(content(tables=tables, classes=tables["classes"].column("label").to_pylist()), RUN)
+    captions = re.findall(r"(?s)<figcaption>(.*?)</figcaption>", text)
+    assert len(captions) >= 3
+    assert not [caption for caption in captions if re.search(r">\s*\.|dark", caption, re.I)]
+    assert "The stronger the colour, the more" in text
+
+
 def test_history_is_drawn_from_two_nights_on() -> None:
     nights = pd.DataFrame(
         {
