@@ -267,6 +267,19 @@ def test_opening_a_row_shows_its_evidence(page: Browser, report: influence_batch
     assert all("javascript:alert(1)" in text for text in texts)
 
 
+def test_neighbours_that_are_on_the_list_are_marked(page: Browser, report: influence_batch.Report) -> None:
+    listed = set(report.suspects.id)
+    near = [[*row.nearest_given_ids, *row.nearest_suggested_ids] for row in report.suspects.itertuples()]
+    at = next(i for i, ids in enumerate(near) if 0 < len(listed & set(ids)) < len(set(ids)))
+    page.click(page.all("tr.row")[at])
+    cards = page.js(
+        "return [...document.querySelectorAll('tr.detail .strip')]"
+        ".filter(s => /^Nearest/.test(s.textContent)).flatMap(s => [...s.querySelectorAll('.card')].map("
+        "c => [c.querySelector('.id').textContent, /distance [^,]*, on the list too/.test(c.textContent)]))"
+    )
+    assert cards == [[id_, id_ in listed] for id_ in near[at]]
+
+
 def test_the_table_has_a_reason_on_one_line(page: Browser, report: influence_batch.Report) -> None:
     """Beside a text, too, which takes much of the width."""
     assert "Reason" in page.texts("#head th")

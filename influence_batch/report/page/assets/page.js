@@ -442,7 +442,7 @@ const page = (() => {
       const facts = lines.filter(Boolean).join(", ");
       return h("div", { class: "card wordy" }, h("div", {}, h("span", { class: "id" }, id), ` ${facts}`), picture(one, true));
     }
-    return h("div", { class: "card" }, picture(one, true), h("div", { class: "id" }, id), lines.map((line) => h("div", {}, line)));
+    return h("div", { class: "card" }, picture(one, true), h("div", { class: "id" }, id), lines.filter(Boolean).map((line) => h("div", {}, line)));
   }
   function strip(title, cards) {
     return cards.length ? h("div", { class: "strip" }, h("h4", {}, title), h("div", { class: "cards" }, cards)) : null;
@@ -453,11 +453,13 @@ const page = (() => {
   function evidence(i, row) {
     const given = at("given", i);
     const suggested = at("suggested", i);
-    const near = (list) => (list || []).map(([id, far, index]) => card(id, item("train", index), `distance ${significant(far)}`));
+    // A neighbour whose own label is doubtful speaks less for either.
+    const doubtful = (id) => place.has(id) && "on the list too";
+    const near = (list) => (list || []).map(([id, far, index]) => card(id, item("train", index), `distance ${significant(far)}`, doubtful(id)));
     const duplicate = at("duplicate", i);
     const strips = h("div", { class: "strips full" },
       duplicate && strip(duplicate[1] === 0 ? "Same features, another label" : "Nearly the same, another label",
-        [card(duplicate[0], item("train", duplicate[2]), `labelled ${at("duplicate_label", i)}`)]),
+        [card(duplicate[0], item("train", duplicate[2]), `labelled ${at("duplicate_label", i)}`, doubtful(duplicate[0]))]),
       strip(data.regression ? "Nearest examples" : `Nearest labelled ${given}`, near(at("near_given", i))),
       strip(`Nearest labelled ${suggested}`, suggested === null ? [] : near(at("near_suggested", i))),
       strip("Test points it harms most", (at("harmed", i) || []).map(([id, influence, index, label, predicted]) =>
