@@ -283,7 +283,7 @@ def test_views_have_room_for_thousands_of_classes_and_groups() -> None:
     assert len(as_json(found)) < 250_000
     assert len(found["classes"]) > 500
     assert found["classes"][0] == [
-        "class 0", 200, 0, 100.0, 50.0, 200.0, 0.5, [], [["class 1", float(f"{numbers[1] / 50:.4g}")]],
+        "class 0", 200, 0, 100.0, 50.0, 200.0, 0.5, [], [["class 1", float(f"{numbers[1] / 50:.4g}")]], 0, 0,
     ]  # fmt: skip
     assert found["groups"][0] == ["source", None, 200, 0, 100.0, 50.0, 200.0, 0.5, 100.0, -100.0]
 
@@ -326,6 +326,14 @@ def test_tables_stay_within_bounds_however_long_their_labels(repeats: int) -> No
     assert (listed == 60) == (repeats == 6)
     if listed < 60:
         assert f"{60 - listed} more are in classes.parquet" in text
+
+
+def test_classes_say_how_many_more_they_are_taken_for() -> None:
+    """Of 59 the table names four, the view six."""
+    tables = long_tables("x")
+    assert view_data(tables)["classes"][0][9:] == [53, 53]
+    text = parts_of(content(tables=tables, classes=["0 x", "1 x"])).markup
+    assert text.count("and 55 more") == 60
 
 
 def test_the_page_stays_small_with_long_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

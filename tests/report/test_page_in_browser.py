@@ -15,9 +15,10 @@ import pytest
 from selenium.webdriver.common.keys import Keys
 
 import influence_batch
-from influence_batch.report.page import guarded_cell, plain_cell
+from influence_batch.report.page import guarded_cell, plain_cell, render_page
 from influence_batch.review import import_verdicts, load_verdicts
 from tests.report.browser import Browser
+from tests.report.test_page import RUN, content, long_tables
 
 SCRIPT = "<script>window.hit = 1; alert(1)</script>"
 BROKEN = '</script><img src=x onerror="window.hit = 2"> \'q\' "d"'
@@ -189,6 +190,16 @@ def test_a_class_has_a_view_of_its_own(page: Browser, report: influence_batch.Re
     assert page.js("return location.hash") == "#classes"
     assert page.js("return window.hit") is None
     assert page.js("return document.querySelectorAll('main img, [onerror]').length") == 0
+
+
+def test_a_view_says_how_many_pairs_it_leaves_out(chromium: Browser, tmp_path: Path) -> None:
+    tables = long_tables("x")
+    file = tmp_path / "report.html"
+    file.write_text(render_page(content(tables=tables, classes=["0 x", "1 x"]), RUN), encoding="utf-8")
+    chromium.open(file, "#class=0%20x")
+    settle(chromium)
+    assert [len(chromium.all(f"#view .pairs:nth-child({side}) th")) for side in (1, 2)] == [6, 6]
+    assert chromium.texts("#view .pairs p") == ["and 53 more"] * 2
 
 
 def test_filters_are_as_they_were_after_a_view(page: Browser) -> None:

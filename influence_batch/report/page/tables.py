@@ -15,6 +15,8 @@ from markupsafe import Markup, escape
 from influence_batch.report.page import plots
 from influence_batch.report.page.content import PageContent, as_json, as_text
 from influence_batch.report.page.views import (
+    Taken,
+    by_class,
     class_address,
     first_fitting,
     frequent_pairs,
@@ -114,11 +116,8 @@ def _classes(content: PageContent) -> list[dict[str, Any]]:
     table = content.tables.get("classes")
     if table is None:
         return []
-    given_as: dict[Any, list[tuple[str, float]]] = {}
-    for row in frequent_pairs(content.tables.get("noise_matrix")):
-        several = given_as.setdefault(row["given_label"], [])
-        if len(several) < _CONFUSED:
-            several.append((as_text(row["true_label"]) or "", row["estimated_errors"]))
+    pairs = frequent_pairs(content.tables.get("noise_matrix"))
+    taken = by_class(pairs, "given_label", "true_label", _CONFUSED)
     rows = sorted(table.to_pylist(), key=lambda row: -row["estimated_errors"])[:_MOST_CLASSES]
     most = max((row["error_rate"] for row in rows), default=0.0) or 1.0
     shown = [
@@ -127,7 +126,7 @@ def _classes(content: PageContent) -> list[dict[str, Any]]:
             "label": as_text(row["label"]),
             "address": class_address(row["label"]),
             "bar": row["error_rate"] / most,
-            "truly": given_as.get(row["label"], []),
+            "truly": taken.get(row["label"], Taken()),
         }
         for row in rows
     ]
@@ -160,7 +159,7 @@ def _with_room(rows: list[dict[str, Any]], name: str, most: int) -> list[dict[st
     """The first rows of a table that have room, with their names in full and cut, addresses, other labels."""
     sizes = []
     for row in rows:
-        whole, others = row[name] or "", [label for label, _ in row.get("truly", ())]
+        whole, others = row[name] or "", [label for label, _ in row["truly"].most] if "truly" in row else []
         texts = [whole, row["address"], *(plots.clipped(text) for text in (whole, *others))]
         sizes.append(_MARKUP + sum(len(escape(text).encode("utf-8", "replace")) for text in texts))
     return rows[: int(np.searchsorted(np.cumsum(sizes), most, side="right"))]
