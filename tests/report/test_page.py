@@ -8,6 +8,7 @@ import json
 import re
 from dataclasses import replace
 from datetime import UTC, datetime
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -405,3 +406,26 @@ def test_shares_have_the_digits_that_they_need() -> None:
     assert [percent(share) for share in (0, 0.0001, 0.012, 0.25, 0.999, 1)] == [
         "0%", "under 0.1%", "1.2%", "25%", "over 99%", "100%",
     ]  # fmt: skip
+
+
+def contrast(one: str, other: str) -> float:
+    """WCAG's, of two colours as #rrggbb."""
+
+    def luminance(colour: str) -> float:
+        channels = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)]) / 255
+        linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+        return float(linear @ (0.2126, 0.7152, 0.0722))
+
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
+def test_words_can_be_read_on_every_ground(scheme: int) -> None:
+    style = files("influence_batch.report.page").joinpath("assets", "page.css").read_text(encoding="utf-8")
+    blocks = re.findall(r"(?s):root \{(.*?)\}", style)
+    colours = dict(re.findall(r"--([\w-]+): (#\w{6})", blocks[scheme]))
+    words = ("ink", "soft", "faint", "s1", "s2", "s3", "s4", "bad")
+    pairs = [(word, ground) for word in words for ground in ("back", "panel", "wash", "open")]
+    pairs += [("ink", "warn-back"), ("ink", "bad-back"), ("on", "s1"), ("back", "ink")]
+    assert [pair for pair in pairs if contrast(*(colours[name] for name in pair)) < 4.5] == []

@@ -41,9 +41,8 @@ def view_data(tables: Mapping[str, pa.Table]) -> dict[str, Any]:
     Returns:
         `classes`, a list of `[label, rows, suspects, errors, low, high, rate, truly, given, more truly, more
         given]` each, `truly` and `given` being lists of `[label, errors]`: what rows with the label truly
-        are, and which labels rows of the class were given; then how many more there are of either.
-        `groups`, a list of `[column, value, rows, suspects, errors, low, high, rate, times overall,
-        influence]`.
+        are, and which labels rows of the class were given; then how many more there are of either. `groups`,
+        a list of `[column, value, rows, suspects, errors, low, high, rate, times overall, influence]`.
     """
     found: dict[str, Any] = {}
     if "classes" in tables:
