@@ -202,6 +202,28 @@ def test_a_view_says_how_many_pairs_it_leaves_out(chromium: Browser, tmp_path: P
     assert chromium.texts("#view .pairs p") == ["and 53 more"] * 2
 
 
+def test_long_labels_are_cut_in_sentences(chromium: Browser, tmp_path: Path) -> None:
+    """Whole in a title and in the heading of their view."""
+    long, other = "long $& <b>" * 200, "other " * 300
+    said = f"Labelled {long}, but {other} with a probability of 97%; the nearest labelled {other} is nearer."
+    suspects = content().suspects.slice(0, 1)
+    for name, value in (("given_label", long), ("suggested_label", other), ("reason", said)):
+        suspects = suspects.set_column(suspects.column_names.index(name), name, [[value]])
+    file = tmp_path / "report.html"
+    file.write_text(render_page(content(suspects=suspects, detailed=1), RUN), encoding="utf-8")
+    chromium.open(file)
+    chromium.click(chromium.one("tr.row"))
+    shown = chromium.one("tr.detail .case p")
+    cut = f"Labelled {long[:59]}…, but {other[:59]}… with a probability of 97%; the nearest labelled "
+    assert shown.text == f"{cut}{other[:59]}… is nearer."
+    assert shown.get_attribute("title") == said
+    assert all(len(text) <= 60 for text in chromium.texts("tr.detail .facts dd"))
+    chromium.js("document.querySelector('tr.detail .facts a').click()")
+    settle(chromium)
+    assert chromium.texts("#view h2 .label") == [long]
+    assert chromium.logs()[0] == []
+
+
 def test_filters_are_as_they_were_after_a_view(page: Browser) -> None:
     page.one("#filter-group0").send_keys("plain")
     before = ids(page)

@@ -18,6 +18,8 @@ from influence_batch.report.page.tables import Parts, environment, parts_of
 from influence_batch.report.page.words import explanation, figures, power_sentence, seconds
 
 PAGE = "report.html"
+# In this order: a later one uses those before it.
+_SCRIPTS = ("writing.js", "page.js", "views.js")
 
 
 def render_page(content: PageContent, run: Mapping[str, Any]) -> str:
@@ -28,7 +30,7 @@ def render_page(content: PageContent, run: Mapping[str, Any]) -> str:
     """
     parts = content.parts or parts_of(content)
     data = _data(content, run, parts)
-    script, style = _asset("page.js") + _asset("views.js"), _asset("page.css")
+    script, style = "".join(map(_asset, _SCRIPTS)), _asset("page.css")
     # No other script can run, whatever the data have, and nothing can be fetched.
     policy = (
         f"default-src 'none'; script-src '{_hash(script)}'; style-src '{_hash(style)}'; img-src data:; "
