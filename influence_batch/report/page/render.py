@@ -15,7 +15,7 @@ from markupsafe import Markup
 from influence_batch.report.page import cells, plots
 from influence_batch.report.page.content import PageContent, as_json, page_rows
 from influence_batch.report.page.tables import Parts, environment, parts_of
-from influence_batch.report.page.words import explanation, figures, power_sentence, seconds
+from influence_batch.report.page.words import bounded_notes, explanation, figures, power_sentence, seconds
 
 PAGE = "report.html"
 # In this order: a later one uses those before it.
@@ -54,7 +54,7 @@ def render_page(content: PageContent, run: Mapping[str, Any]) -> str:
         explanation=explanation(run),
         power=power_sentence(run),
         gates=[gate for gate in run.get("gates", ()) if not gate["passed"]],
-        notes=run["notes"],
+        notes=bounded_notes(run["notes"]),
         regression=run["model"]["task"] == "regression",
         duration=seconds(run),
         trend=_trend(content),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from influence_batch.report.page.plots import short
+from influence_batch.report.page.plots import clipped, short
+
+_MOST_NOTES, _NOTE_CHARACTERS = 30, 1_000
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,14 @@ def explanation(run: Mapping[str, Any]) -> list[str]:
     )
     basis = _BASES.get(detection["basis"], "")
     return [how, f"How sure is the estimate? {basis} In figures: {detection['evidence']}."]
+
+
+def bounded_notes(notes: Sequence[str]) -> list[str]:
+    """The notes, for a page that stays small: they name labels, which may be long and many."""
+    shown = [clipped(note, _NOTE_CHARACTERS) for note in notes[:_MOST_NOTES]]
+    if len(notes) > len(shown):
+        shown.append(f"{len(notes) - len(shown):,} more notes are in run.json.")
+    return shown
 
 
 def power_sentence(run: Mapping[str, Any]) -> str | None:
