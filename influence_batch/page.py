@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -13,15 +13,24 @@ import pyarrow.compute as pc
 from influence_batch.dataset import Dataset
 from influence_batch.dataset.showing import Shown, read_shown, row_bytes
 from influence_batch.execution.parts import blocks, take
-from influence_batch.report.page import Distribution, Examples, PageContent, Point, Reviewed, page_rows
+from influence_batch.report.page import (
+    Distribution,
+    Examples,
+    PageContent,
+    Point,
+    Reviewed,
+    page_rows,
+    parts_of,
+)
 from influence_batch.report.page.content import as_json
 from influence_batch.report.page.examples import Item, Scale, items, scale_of
+from influence_batch.report.page.plots import clipped
 from influence_batch.stages import Crossed, Data, Found, Model
 
-# What the page may have: its rows, bytes of rows, bytes of rows and examples together. With plots, styles and
-# script it stays under 5 MB.
+# What the page may have: its rows, bytes of rows, bytes of rows, tables and examples together. With plots,
+# styles and script it stays under 5 MB.
 MOST_ROWS = 5_000
-_ROW_BYTES, _ALL_BYTES = 2_200_000, 4_300_000
+_ROW_BYTES, _ALL_BYTES = 2_200_000, 4_750_000
 # Rows whose evidence is shown whole before any other row's own example.
 _WHOLE = 200
 _AT_ONCE = 128
@@ -52,10 +61,12 @@ def gather_page(
         InputError: a file that is gone or damaged.
     """
     n_rows = min(len(suspects), MOST_ROWS)
+    explained = min(len(suspects), data.prepared.config.detection.evidence)
     content = PageContent(
         started=started,
         suspects=suspects.slice(0, n_rows),
-        detailed=n_rows,
+        detailed=min(n_rows, explained),
+        explained=explained,
         groups={},
         tables=tables,
         classes=data.train.classes or (),
@@ -63,6 +74,7 @@ def gather_page(
         reviewed=_reviewed(told),
         points=_points(crossed, suspects),
     )
+    content = _having(content, parts=parts_of(content), train=_ALL_SHOWN, test=_ALL_SHOWN)
     while True:
         cut = content.suspects.slice(0, n_rows)
         groups = _groups(data, found.listing.rows[:n_rows])
@@ -76,10 +88,28 @@ def gather_page(
             content = _having(content, detailed=max(int(content.detailed * fits), _WHOLE))
         else:
             n_rows = int(n_rows * fits)
+    content = _having(content, train=Examples(), test=Examples())
     shown = data.prepared.shown
     if shown is None or not (shown.train or shown.test) or n_rows == 0:
         return content
-    return _with_examples(data, model, crossed, content, shown, _ALL_BYTES - written)
+    assert content.parts is not None
+    return _with_examples(data, model, crossed, content, shown, _ALL_BYTES - written - content.parts.n_bytes)
+
+
+class _Widest(Mapping[Any, int]):
+    """A place for every id, in the most digits, for the bytes of rows before examples are chosen."""
+
+    def __getitem__(self, id_: Any) -> int:
+        return 99_999
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(())
+
+    def __len__(self) -> int:
+        return 0
+
+
+_ALL_SHOWN = Examples(places=_Widest())
 
 
 def _having(content: PageContent, **changes: Any) -> PageContent:
@@ -181,6 +211,8 @@ def _with_examples(
     }
     scale = _scale(model, shown, sources[False].table)
     made: dict[bool, tuple[list[Item], dict[Any, int]]] = {False: ([], {}), True: ([], {})}
+    names = _Names(shown)
+    budget -= names.n_bytes
     for start in range(0, len(chosen), _AT_ONCE):
         for test, source in sources.items():
             keys = [key for key in chosen[start : start + _AT_ONCE] if key[0] == test]
@@ -190,20 +222,35 @@ def _with_examples(
             for key, item in zip(
                 keys, source.items(shown, [row_of[key] for key in keys], scale), strict=True
             ):
-                budget -= len(as_json(item).encode()) + 1
+                budget -= len(as_json(item).encode()) + 1 + names.use(item)
                 if budget >= 0:
                     places[key[1]] = len(several)
                     several.append(item)
         if budget < 0:
             break
-    names = [name if len(name) <= 80 else f"{name[:79]}…" for name in shown.train]
     return _having(
         content,
-        names=names if shown.show.kind == "row" else (),
+        names=names.used,
         train=Examples(*made[False]),
         test=Examples(*made[True]),
         wanted=len(wanted),
     )
+
+
+class _Names:
+    """Names of cells, those that an example uses: there may be any number of columns."""
+
+    def __init__(self, shown: Shown) -> None:
+        self._all = [clipped(name, 80) for name in shown.train] if shown.show.kind == "row" else []
+        self.used = [""] * len(self._all)
+        self.n_bytes = 3 * len(self._all)
+
+    def use(self, item: Item) -> int:
+        """The bytes of the names that this item is the first to use."""
+        new = [at for at, *_ in item.get("r", ()) if not self.used[at]]
+        for at in new:
+            self.used[at] = self._all[at]
+        return sum(len(as_json(self.used[at]).encode()) for at in new)
 
 
 def _wanted(suspects: pa.Table, detailed: int) -> list[_Key]:
@@ -221,10 +268,11 @@ def _wanted(suspects: pa.Table, detailed: int) -> list[_Key]:
         for line, ids in zip(related, lists, strict=True):
             line += [(test, id_) for id_ in ids or ()]
     order: list[_Key] = []
-    for number in range(min(_WHOLE, detailed, len(own))):
+    whole = min(_WHOLE, detailed, len(own))
+    for number in range(whole):
         order += [own[number], *related[number]]
-    order += own[_WHOLE:]
-    for line in related[_WHOLE:detailed]:
+    order += own[whole:]
+    for line in related[whole:detailed]:
         order += line
     return list(dict.fromkeys(order))
 

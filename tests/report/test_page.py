@@ -8,6 +8,7 @@ import json
 import re
 from dataclasses import replace
 from datetime import UTC, datetime
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from PIL import Image
 
 import influence_batch
 from influence_batch import page as gathering
-from influence_batch.report.page import Distribution, PageContent, Reviewed, render_page
+from influence_batch.report.page import Distribution, PageContent, Reviewed, parts_of, render_page
 from influence_batch.report.page.content import as_json
 from influence_batch.report.page.views import view_data
 from influence_batch.report.page.words import percent
@@ -167,12 +168,21 @@ def test_the_page_stays_small_whatever_the_data(tmp_path: Path, monkeypatch: pyt
     assert 20 < len(found["rows"]["id"]) < N
     neighbours = [line is not None for line in found["rows"]["near_given"]]
     assert neighbours == [True] * 15 + [False] * (len(neighbours) - 15)
-    assert "for the first 15 rows" in text
+    assert f"for the first 15 rows; suspects.parquet has them for the first {N}." in text
     assert 10 < len(found["train"]) + len(found["test"]) < 100
     assert found["rows"]["own"][0] == 0
     assert len(text.encode()) < 60_000 + 80_000
     assert f"the first {len(found['rows']['id'])} of {N} rows" in text
     assert re.search(r"it shows \d+ of the \d+ examples", text)
+
+
+def test_the_page_says_how_many_rows_have_evidence(tmp_path: Path) -> None:
+    """The others have an example of their own all the same."""
+    report = audit(tmp_path, detection={"budget": 20, "evidence": 5})
+    found, text = data(report), html(report)
+    assert [line is not None for line in found["rows"]["near_given"]] == [True] * 5 + [False] * 15
+    assert "gathered for the first 5 rows: detection.evidence sets how many" in text
+    assert min(found["rows"]["own"]) >= 0
 
 
 def test_a_regression_has_a_page(tmp_path: Path) -> None:
@@ -202,7 +212,7 @@ def test_a_second_night_has_a_trend_and_what_reviewers_found(tmp_path: Path) -> 
     # What they were told, not the certainty that their verdicts gave.
     found = [int(n) for n in re.findall(r"(\d+) reviewed rows of mean", text)]
     assert sum(found) == 6
-    assert "reviewers found 67%" in text
+    assert "reviewers found 67% wrong in 6 verdicts (95% interval 30% to 90%)" in text
 
 
 def content(**changes: Any) -> PageContent:
@@ -244,7 +254,8 @@ RUN: dict[str, Any] = {
     "detection": {
         "n_suspects": 3, "estimated_errors": 2.5, "estimated_errors_low": 1.0, "estimated_errors_high": 4.0,
         "basis": "prior", "evidence": "e", "estimated_precision": 0.83, "estimated_recall": None, "power": {},
-        "measured_precision": 0.5,
+        "measured_precision": 0.5, "measured_precision_low": 0.215, "measured_precision_high": 0.785,
+        "measured_on": 8,
     },
 }  # fmt: skip
 
@@ -273,9 +284,70 @@ def test_views_have_room_for_thousands_of_classes_and_groups() -> None:
     assert len(as_json(found)) < 250_000
     assert len(found["classes"]) > 500
     assert found["classes"][0] == [
-        "class 0", 200, 0, 100.0, 50.0, 200.0, 0.5, [], [["class 1", float(f"{numbers[1] / 50:.4g}")]],
+        "class 0", 200, 0, 100.0, 50.0, 200.0, 0.5, [], [["class 1", float(f"{numbers[1] / 50:.4g}")]], 0, 0,
     ]  # fmt: skip
     assert found["groups"][0] == ["source", None, 200, 0, 100.0, 50.0, 200.0, 0.5, 100.0, -100.0]
+
+
+def long_tables(label: str) -> dict[str, pa.Table]:
+    """Tables of 60 classes and of 200 groups in each of two columns, all named at length."""
+    names = [f"{i} {label}" for i in range(60)]
+    pairs = [(one, other) for one in names for other in names if one != other]
+    n = 400
+    group = {"group_by": ["a"] * 200 + ["b"] * 200, "value": [f"{i} {label}" for i in range(n)]}
+    figures = ("estimated_errors", "estimated_errors_low", "estimated_errors_high", "error_rate")
+    harm = ("times_overall", "mean_test_influence", "mean_test_group_influence")
+
+    def numbers(names: tuple[str, ...], rows: int) -> dict[str, Any]:
+        return {"rows": [9] * rows, "suspects": [2] * rows, **{name: [1.5] * rows for name in names}}
+
+    return {
+        "classes": pa.table({"label": names, **numbers(figures, 60)}),
+        "noise_matrix": pa.table(
+            {
+                "true_label": [one for one, _ in pairs],
+                "given_label": [other for _, other in pairs],
+                "estimated_errors": [1.5] * len(pairs),
+            }
+        ),
+        "groups": pa.table({**group, **numbers((*figures, *harm), n)}),
+    }
+
+
+@pytest.mark.parametrize("repeats", [6, 60, 2000])
+def test_tables_stay_within_bounds_however_long_their_labels(repeats: int) -> None:
+    """Characters that are longer still once they are escaped."""
+    tables = long_tables("é<&\"'> long, " * repeats)
+    whole = content(tables=tables, classes=tables["classes"].column("label").to_pylist())
+    parts = parts_of(whole)
+    assert parts.n_bytes < 1_400_000
+    text = render_page(whole, {**RUN, "notes": [f"Label {whole.classes[0]} is rare."] * 50})
+    assert "20 more notes are in run.json." in text
+    assert len(text.encode()) - parts.n_bytes < 250_000
+    listed = text.count('href="#class=')
+    assert (listed == 60) == (repeats == 6)
+    if listed < 60:
+        assert f"{60 - listed} more are in classes.parquet" in text
+
+
+def test_classes_say_how_many_more_they_are_taken_for() -> None:
+    """Of 59 the table names four, the view six."""
+    tables = long_tables("x")
+    assert view_data(tables)["classes"][0][9:] == [53, 53]
+    text = parts_of(content(tables=tables, classes=["0 x", "1 x"])).markup
+    assert text.count("and 55 more") == 60
+
+
+def test_the_page_stays_small_with_long_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What labels take in tables and plots is not left to examples."""
+    monkeypatch.setattr(gathering, "_ROW_BYTES", 90_000)
+    monkeypatch.setattr(gathering, "_ALL_BYTES", 150_000)
+    train = frame(N).assign(text="word " * 300)
+    train["label"] = train.label.astype(str) + "&" * 200
+    report = audit(tmp_path, {"kind": "text", "columns": "text"}, train, test=None)
+    found = data(report)
+    assert 0 < len(found["train"]) < 150
+    assert len(html(report).encode()) < 150_000 + 80_000
 
 
 def test_words_of_the_data_are_escaped_in_the_file() -> None:
@@ -284,10 +356,23 @@ def test_words_of_the_data_are_escaped_in_the_file() -> None:
     assert "&lt;b&gt;note&lt;/b&gt;" in text
     assert "gates.suspects: &lt;u&gt;" in text
     assert "fine" not in re.sub(r"(?s)<script.*?</script>|<style.*?</style>", "", text)
-    assert "reviewers found 50%" in text
+    assert "reviewers found 50% wrong in 8 verdicts (95% interval 22% to 78%)" in text
     assert not re.search(r"(?:src|href)=[\"']?(?:https?:)?//", text)
     # uint64 is beyond the numbers of JavaScript.
     assert '"18446744073709551615"' in text
+
+
+def test_captions_are_sentences_in_both_colour_schemes() -> None:
+    """A legend ends without a full stop; in the dark, more is lighter."""
+    depths: dict[str, Any] = {"depth": [10, 20], "is_list": [False, True], "estimated_precision": [0.9, 0.8]}
+    for kind in ("random", "nearest"):
+        depths |= {f"power_{kind}{end}": [0.4, 0.5] for end in ("", "_low", "_high")}
+    tables = {**long_tables("x"), "depths": pa.table(depths)}
+    text = render_page(content(tables=tables, classes=tables["classes"].column("label").to_pylist()), RUN)
+    captions = re.findall(r"(?s)<figcaption>(.*?)</figcaption>", text)
+    assert len(captions) >= 3
+    assert not [caption for caption in captions if re.search(r">\s*\.|dark", caption, re.I)]
+    assert "The stronger the colour, the more" in text
 
 
 def test_history_is_drawn_from_two_nights_on() -> None:
@@ -322,3 +407,26 @@ def test_shares_have_the_digits_that_they_need() -> None:
     assert [percent(share) for share in (0, 0.0001, 0.012, 0.25, 0.999, 1)] == [
         "0%", "under 0.1%", "1.2%", "25%", "over 99%", "100%",
     ]  # fmt: skip
+
+
+def contrast(one: str, other: str) -> float:
+    """WCAG's, of two colours as #rrggbb."""
+
+    def luminance(colour: str) -> float:
+        channels = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)]) / 255
+        linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+        return float(linear @ (0.2126, 0.7152, 0.0722))
+
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
+def test_words_can_be_read_on_every_ground(scheme: int) -> None:
+    style = files("influence_batch.report.page").joinpath("assets", "page.css").read_text(encoding="utf-8")
+    blocks = re.findall(r"(?s):root \{(.*?)\}", style)
+    colours = dict(re.findall(r"--([\w-]+): (#\w{6})", blocks[scheme]))
+    words = ("ink", "soft", "faint", "s1", "s2", "s3", "s4", "bad")
+    pairs = [(word, ground) for word in words for ground in ("back", "panel", "wash", "open")]
+    pairs += [("ink", "warn-back"), ("ink", "bad-back"), ("on", "s1"), ("back", "ink")]
+    assert [pair for pair in pairs if contrast(*(colours[name] for name in pair)) < 4.5] == []

@@ -15,9 +15,10 @@ import pytest
 from selenium.webdriver.common.keys import Keys
 
 import influence_batch
-from influence_batch.report.page import guarded_cell, plain_cell
+from influence_batch.report.page import guarded_cell, plain_cell, render_page
 from influence_batch.review import import_verdicts, load_verdicts
 from tests.report.browser import Browser
+from tests.report.test_page import RUN, content, long_tables
 
 SCRIPT = "<script>window.hit = 1; alert(1)</script>"
 BROKEN = '</script><img src=x onerror="window.hit = 2"> \'q\' "d"'
@@ -191,6 +192,38 @@ def test_a_class_has_a_view_of_its_own(page: Browser, report: influence_batch.Re
     assert page.js("return document.querySelectorAll('main img, [onerror]').length") == 0
 
 
+def test_a_view_says_how_many_pairs_it_leaves_out(chromium: Browser, tmp_path: Path) -> None:
+    tables = long_tables("x")
+    file = tmp_path / "report.html"
+    file.write_text(render_page(content(tables=tables, classes=["0 x", "1 x"]), RUN), encoding="utf-8")
+    chromium.open(file, "#class=0%20x")
+    settle(chromium)
+    assert [len(chromium.all(f"#view .pairs:nth-child({side}) th")) for side in (1, 2)] == [6, 6]
+    assert chromium.texts("#view .pairs p") == ["and 53 more"] * 2
+
+
+def test_long_labels_are_cut_in_sentences(chromium: Browser, tmp_path: Path) -> None:
+    """Whole in a title and in the heading of their view."""
+    long, other = "long $& <b>" * 200, "other " * 300
+    said = f"Labelled {long}, but {other} with a probability of 97%; the nearest labelled {other} is nearer."
+    suspects = content().suspects.slice(0, 1)
+    for name, value in (("given_label", long), ("suggested_label", other), ("reason", said)):
+        suspects = suspects.set_column(suspects.column_names.index(name), name, [[value]])
+    file = tmp_path / "report.html"
+    file.write_text(render_page(content(suspects=suspects, detailed=1), RUN), encoding="utf-8")
+    chromium.open(file)
+    chromium.click(chromium.one("tr.row"))
+    shown = chromium.one("tr.detail .case p")
+    cut = f"Labelled {long[:59]}…, but {other[:59]}… with a probability of 97%; the nearest labelled "
+    assert shown.text == f"{cut}{other[:59]}… is nearer."
+    assert shown.get_attribute("title") == said
+    assert all(len(text) <= 60 for text in chromium.texts("tr.detail .facts dd"))
+    chromium.js("document.querySelector('tr.detail .facts a').click()")
+    settle(chromium)
+    assert chromium.texts("#view h2 .label") == [long]
+    assert chromium.logs()[0] == []
+
+
 def test_filters_are_as_they_were_after_a_view(page: Browser) -> None:
     page.one("#filter-group0").send_keys("plain")
     before = ids(page)
@@ -265,6 +298,29 @@ def test_opening_a_row_shows_its_evidence(page: Browser, report: influence_batch
     texts = page.texts("tr.detail .card .text")
     assert len(texts) == len(cards)
     assert all("javascript:alert(1)" in text for text in texts)
+
+
+def test_neighbours_that_are_on_the_list_are_marked(page: Browser, report: influence_batch.Report) -> None:
+    listed = set(report.suspects.id)
+    near = [[*row.nearest_given_ids, *row.nearest_suggested_ids] for row in report.suspects.itertuples()]
+    at = next(i for i, ids in enumerate(near) if 0 < len(listed & set(ids)) < len(set(ids)))
+    page.click(page.all("tr.row")[at])
+    cards = page.js(
+        "return [...document.querySelectorAll('tr.detail .strip')]"
+        ".filter(s => /^Nearest/.test(s.textContent)).flatMap(s => [...s.querySelectorAll('.card')].map("
+        "c => [c.querySelector('.id').textContent, /distance [^,]*, on the list too/.test(c.textContent)]))"
+    )
+    assert cards == [[id_, id_ in listed] for id_ in near[at]]
+
+
+def test_the_table_has_a_reason_on_one_line(page: Browser, report: influence_batch.Report) -> None:
+    """Beside a text, too, which takes much of the width."""
+    assert "Reason" in page.texts("#head th")
+    assert page.texts("tr.row td.c-reason") == report.suspects.reason.head(50).tolist()
+    box = page.js("const b = document.querySelector('td.c-reason span').getBoundingClientRect(); return b")
+    assert box["width"] > 120
+    assert box["height"] < 30
+    assert page.js("return document.documentElement.scrollWidth <= innerWidth")
 
 
 def test_verdicts_become_a_csv_file(page: Browser, report: influence_batch.Report, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from influence_batch.report.page.cells import guarded_cell, plain_cell
 from influence_batch.report.page.content import Examples, PageContent, Point, page_rows
 from influence_batch.report.page.plots import Distribution, Reviewed
 from influence_batch.report.page.render import PAGE, render_page
+from influence_batch.report.page.tables import parts_of
 
 __all__ = [
     "PAGE",
@@ -14,6 +15,7 @@ __all__ = [
     "Reviewed",
     "guarded_cell",
     "page_rows",
+    "parts_of",
     "plain_cell",
     "render_page",
 ]

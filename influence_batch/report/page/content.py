@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import pyarrow as pa
@@ -14,6 +14,9 @@ from markupsafe import Markup
 
 from influence_batch.report.page.examples import Item
 from influence_batch.report.page.plots import Distribution, Reviewed
+
+if TYPE_CHECKING:
+    from influence_batch.report.page.tables import Parts
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,9 @@ class PageContent:
         train, test: the examples in the page.
         points: test points by id.
         detailed: how many rows, from the top, name their neighbours and test points.
+        explained: how many rows of the whole list have a reason, neighbours and test points.
         wanted: how many examples the rows on the page refer to, shown or not.
+        parts: what is made of `tables` and `classes`, where that is made already.
     """
 
     started: datetime
@@ -62,8 +67,10 @@ class PageContent:
     test: Examples = Examples()
     points: Mapping[Any, Point] = field(default_factory=dict)
     detailed: int = 0
+    explained: int = 0
     wanted: int = 0
     history: pd.DataFrame | None = None
+    parts: Parts | None = None
 
 
 def as_text(value: Any) -> str | None:

@@ -15,6 +15,8 @@ from influence_batch.report.page.svg import Frame, axes, band, chart, element, l
 # Classes in the heat map, those with the most errors first.
 MOST_CLASSES = 20
 _MOST_NIGHTS = 60
+# Characters of a label beside a plot.
+_TICK = 14
 _SHARES = [(0.0, "0"), (0.25, "25%"), (0.5, "50%"), (0.75, "75%"), (1.0, "100%")]
 
 
@@ -42,6 +44,11 @@ def short(value: float) -> str:
     if value == 0 or abs(value) >= 100:
         return f"{value:,.0f}"
     return f"{value:.3g}"
+
+
+def clipped(name: str, most: int = 60) -> str:
+    """A name of at most so many characters: a label may be as long as a page."""
+    return name if len(name) <= most else f"{name[: most - 1]}…"
 
 
 def distribution(found: Distribution) -> Markup:
@@ -163,7 +170,7 @@ def precision_and_power(depths: dict[str, list[Any]]) -> Markup:
 def heat_map(classes: Sequence[str], flows: np.ndarray) -> Markup:
     """Expected number of labels that went from a class (row) to another label (column), (k, k)."""
     k = len(classes)
-    longest = max(len(_clipped(name)) for name in classes)
+    longest = max(len(clipped(name, _TICK)) for name in classes)
     cell = float(np.clip(420.0 / k, 20.0, 44.0))
     left = 34.0 + 6.4 * longest
     rotate = longest * 6.4 > cell
@@ -181,19 +188,29 @@ def heat_map(classes: Sequence[str], flows: np.ndarray) -> Markup:
     for i, name in enumerate(classes):
         middle = top + (i + 0.5) * cell
         parts.append(
-            element("text", _clipped(name), x=left - 6, y=middle + 3.5, text_anchor="end", class_="tick")
+            element(
+                "text", clipped(name, _TICK), x=left - 6, y=middle + 3.5, text_anchor="end", class_="tick"
+            )
         )
         x = left + (i + 0.5) * cell
         turn = f"rotate(-45 {x:.1f} {top - 6:.1f})" if rotate else None
         anchor = "start" if rotate else "middle"
         parts.append(
-            element("text", _clipped(name), x=x, y=top - 6, text_anchor=anchor, class_="tick", transform=turn)
+            element(
+                "text",
+                clipped(name, _TICK),
+                x=x,
+                y=top - 6,
+                text_anchor=anchor,
+                class_="tick",
+                transform=turn,
+            )
         )
         for j, other in enumerate(classes):
             if i == j:
                 continue
             value = float(flows[i, j])
-            said = f"{name} given as {other}: {short(value)} expected"
+            said = f"{clipped(name)} given as {clipped(other)}: {short(value)} expected"
             share = value / most
             x0, y0 = left + j * cell, top + i * cell
             parts.append(
@@ -212,10 +229,6 @@ def heat_map(classes: Sequence[str], flows: np.ndarray) -> Markup:
                 )  # fmt: skip
     frame = Frame(width=left + k * cell + (40.0 if rotate else 6.0), height=top + k * cell + 6.0)
     return chart(frame, "Expected number of wrong labels by true label and given label", *parts)
-
-
-def _clipped(name: str) -> str:
-    return name if len(name) <= 14 else f"{name[:13]}…"
 
 
 def trend_of_errors(history: pd.DataFrame) -> Markup:

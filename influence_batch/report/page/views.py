@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 import numpy as np
 import pyarrow as pa
 
 from influence_batch.report.page.content import as_json, as_text
+
+_T = TypeVar("_T")
 
 # Bytes of the figures of classes, and of those of groups: the page stays small with thousands of either.
 _BYTES = 120_000
@@ -36,32 +39,30 @@ def view_data(tables: Mapping[str, pa.Table]) -> dict[str, Any]:
     """What the script knows of classes and groups, as far as there is room, those with the most errors first.
 
     Returns:
-        `classes`, a list of `[label, rows, suspects, errors, low, high, rate, truly, given]` each, the last
-        two being lists of `[label, errors]`: what rows with the label truly are, and which labels rows of
-        the class were given. `groups`, a list of `[column, value, rows, suspects, errors, low, high, rate,
-        times overall, influence]`.
+        `classes`, a list of `[label, rows, suspects, errors, low, high, rate, truly, given, more truly, more
+        given]` each, `truly` and `given` being lists of `[label, errors]`: what rows with the label truly
+        are, and which labels rows of the class were given; then how many more there are of either. `groups`,
+        a list of `[column, value, rows, suspects, errors, low, high, rate, times overall, influence]`.
     """
     found: dict[str, Any] = {}
     if "classes" in tables:
         pairs = frequent_pairs(tables.get("noise_matrix"))
-        truly, given = (
-            _by_class(pairs, "given_label", "true_label"),
-            _by_class(pairs, "true_label", "given_label"),
-        )
+        truly = by_class(pairs, "given_label", "true_label", _PAIRS)
+        given = by_class(pairs, "true_label", "given_label", _PAIRS)
         rows = sorted(tables["classes"].to_pylist(), key=lambda row: -row["estimated_errors"])[:_MOST]
-        found["classes"] = _fitting(
+        found["classes"] = first_fitting(
             [
                 [
                     as_text(row["label"]),
                     *_figures(row),
-                    truly.get(row["label"], []),
-                    given.get(row["label"], []),
+                    *_pairs(truly.get(row["label"]), given.get(row["label"])),
                 ]
                 for row in rows
-            ]
+            ],
+            _BYTES,
         )
     if "groups" in tables:
-        found["groups"] = _fitting(
+        found["groups"] = first_fitting(
             [
                 [
                     row["group_by"],
@@ -71,7 +72,8 @@ def view_data(tables: Mapping[str, pa.Table]) -> dict[str, Any]:
                     _short(_harm(row)),
                 ]
                 for row in tables["groups"].slice(0, _MOST).to_pylist()
-            ]
+            ],
+            _BYTES,
         )
     return found
 
@@ -87,13 +89,30 @@ def frequent_pairs(flows: pa.Table | None) -> list[dict[str, Any]]:
     return frequent
 
 
-def _by_class(pairs: Sequence[Mapping[str, Any]], of: str, other: str) -> dict[Any, list[Any]]:
-    found: dict[Any, list[Any]] = {}
+@dataclass
+class Taken:
+    """The classes that one is most often taken for, with expected errors, and how many more there are."""
+
+    most: list[tuple[str, float]] = field(default_factory=list)
+    more: int = 0
+
+
+def by_class(pairs: Sequence[Mapping[str, Any]], of: str, other: str, most: int) -> dict[Any, Taken]:
+    """For each class in a column of the pairs the first few in the other column."""
+    found: dict[Any, Taken] = {}
     for pair in pairs:
-        several = found.setdefault(pair[of], [])
-        if len(several) < _PAIRS:
-            several.append([as_text(pair[other]), _short(pair["estimated_errors"])])
+        taken = found.setdefault(pair[of], Taken())
+        if len(taken.most) < most:
+            taken.most.append((as_text(pair[other]) or "", pair["estimated_errors"]))
+        else:
+            taken.more += 1
     return found
+
+
+def _pairs(*sides: Taken | None) -> list[Any]:
+    taken = [side or Taken() for side in sides]
+    lists = [[[label, _short(errors)] for label, errors in side.most] for side in taken]
+    return [*lists, *(side.more for side in taken)]
 
 
 def _figures(row: Mapping[str, Any]) -> list[Any]:
@@ -111,7 +130,7 @@ def _short(value: float | None) -> float | None:
     return None if value is None or not np.isfinite(value) else float(f"{value:.4g}")
 
 
-def _fitting(lines: list[list[Any]]) -> list[list[Any]]:
-    """The first lines that have room."""
+def first_fitting(lines: list[_T], most: int) -> list[_T]:
+    """The first of some things that together have at most so many bytes as JSON."""
     sizes = np.cumsum([len(as_json(line).encode()) + 1 for line in lines])
-    return lines[: int(np.searchsorted(sizes, _BYTES, side="right"))]
+    return lines[: int(np.searchsorted(sizes, most, side="right"))]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from influence_batch.report.page.plots import short
+from influence_batch.report.page.plots import clipped, short
+
+_MOST_NOTES, _NOTE_CHARACTERS = 30, 1_000
 
 
 @dataclass(frozen=True)
@@ -46,10 +48,7 @@ def figures(run: Mapping[str, Any]) -> list[Figure]:
     ]
     precision = detection.get("estimated_precision")
     if precision is not None:
-        measured = detection.get("measured_precision")
-        said = "as estimated: the others are hard examples"
-        if measured is not None:
-            said += f"; reviewers found {percent(_share(measured))}"
+        said = f"as estimated: the others are hard examples{_reviewed(detection)}"
         found.append(Figure(percent(precision), "of the list is wrong", said))
     recall = detection.get("estimated_recall")
     if recall is not None:
@@ -61,8 +60,14 @@ def figures(run: Mapping[str, Any]) -> list[Figure]:
     return found
 
 
-def _share(measured: Any) -> float:
-    return float(measured["share"] if isinstance(measured, Mapping) else measured)
+def _reviewed(detection: Mapping[str, Any]) -> str:
+    """What reviewers found, with how sure that is: five verdicts say little."""
+    share, on = detection.get("measured_precision"), detection.get("measured_on")
+    if share is None or not on:
+        return ""
+    low, high = (percent(detection[f"measured_precision_{end}"]) for end in ("low", "high"))
+    verdicts = "1 verdict" if on == 1 else f"{on:,} verdicts"
+    return f"; reviewers found {percent(share)} wrong in {verdicts} (95% interval {low} to {high})"
 
 
 def explanation(run: Mapping[str, Any]) -> list[str]:
@@ -82,6 +87,14 @@ def explanation(run: Mapping[str, Any]) -> list[str]:
     )
     basis = _BASES.get(detection["basis"], "")
     return [how, f"How sure is the estimate? {basis} In figures: {detection['evidence']}."]
+
+
+def bounded_notes(notes: Sequence[str]) -> list[str]:
+    """The notes, for a page that stays small: they name labels, which may be long and many."""
+    shown = [clipped(note, _NOTE_CHARACTERS) for note in notes[:_MOST_NOTES]]
+    if len(notes) > len(shown):
+        shown.append(f"{len(notes) - len(shown):,} more notes are in run.json.")
+    return shown
 
 
 def power_sentence(run: Mapping[str, Any]) -> str | None:

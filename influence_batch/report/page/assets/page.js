@@ -1,6 +1,6 @@
-"use strict";
 // What the views of classes and groups (views.js) use of the list.
 const page = (() => {
+  const { h, number, digits, night, significant, address, named, cut, cutIn, whole, compareText, cellWriter } = writing;
   // Everything from the data goes into the page as text (textContent, value), never as markup.
   const data = JSON.parse(document.getElementById("data").textContent);
   const rows = data.rows;
@@ -9,30 +9,7 @@ const page = (() => {
   const MOST_OPTIONS = 300;
   const byId = (id) => document.getElementById(id);
 
-  function h(tag, props, ...children) {
-    const node = document.createElement(tag);
-    for (const [name, value] of Object.entries(props || {})) {
-      if (value === null || value === undefined || value === false) continue;
-      if (name === "class") node.className = value;
-      else if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
-      else if (name === "value") node.value = value;
-      else node.setAttribute(name, value === true ? "" : value);
-    }
-    for (const child of children.flat()) {
-      if (child !== null && child !== undefined && child !== false) node.append(child);
-    }
-    return node;
-  }
   const at = (name, i) => (rows[name] ? rows[name][i] : null);
-  const number = (value) => value.toLocaleString("en-US");
-  const digits = (value, n) => (value === null || value === undefined ? "–" : value.toFixed(n));
-  // The night of a run's id, 20261118T020000Z.
-  const night = (run) => (run === null ? null : run.replace(/^(\d{4})(\d\d)(\d\d)T\d{6}Z.*$/, "$1-$2-$3"));
-  const significant = (value) => (value === null ? "–" : Number(value.toPrecision(3)).toString());
-
-  // The view of a class or a group; a null value has no part of the address.
-  const address = (kind, ...parts) => `#${kind}=${parts.filter((part) => part !== null).map(encodeURIComponent).join("=")}`;
-  const named = (value) => (value === null ? "(none)" : value === "" ? "(empty)" : value);
 
   // Verdicts, kept in the browser where it lets a file do so.
   const KEY = `influence-batch verdicts ${data.audit} ${data.started}`;
@@ -70,14 +47,7 @@ const page = (() => {
     if (!kept && verdicts.size) event.preventDefault();
   });
 
-  // A spreadsheet runs a cell that begins like a formula; an apostrophe before it makes it text (see cells.py).
-  const formula = new RegExp(`^(?:${data.guard.formula})`);
-  const plainNumber = new RegExp(`^(?:${data.guard.number})$`);
-  function cell(value) {
-    let text = value === null || value === undefined ? "" : String(value);
-    if (formula.test(text) && !plainNumber.test(text)) text = `'${text}`;
-    return /[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
-  }
+  const cell = cellWriter(data.guard);
   function csv() {
     const lines = [["id", "verdict", "given_label", "corrected_label", "row_fingerprint", "reviewer", "time", "note"]];
     const order = [...verdicts.keys()].sort((a, b) => place.get(a) - place.get(b));
@@ -110,7 +80,7 @@ const page = (() => {
     { key: "p", title: "p_mislabeled", class: "c-p num", sort: "p" },
     rows.state && { key: "state", title: "State", class: "c-state", sort: "state" },
     { key: "verdict", title: "Verdict", class: "c-verdict", sort: "verdict" },
-    !wide && { key: "reason", title: "Reason", class: "c-reason" },
+    rows.reason && { key: "reason", title: "Reason", class: `c-reason${wide ? " wide" : ""}` },
   ].filter(Boolean);
 
   // Search, filters, order.
@@ -181,8 +151,6 @@ const page = (() => {
     for (let i = 0; i < total; i++) count += valueOf(key, i) === value;
     return count;
   }
-  const collator = new Intl.Collator(undefined, { numeric: true });
-  const compareText = (a, b) => collator.compare(a, b);
   function compare(a, b) {
     const key = state.sort;
     const x = key === "verdict" ? verdictOf(a) : at(key, a);
@@ -265,8 +233,7 @@ const page = (() => {
 
   const item = (set, index) => (index >= 0 && index !== undefined ? data[set][index] : null);
   function labels(i) {
-    const given = at("given", i);
-    const suggested = at("suggested", i);
+    const [given, suggested] = [at("given", i), at("suggested", i)];
     return h("span", { class: "labels" },
       h("span", { class: "label", title: given }, given),
       h("span", { class: "to-what" }, h("span", { class: "arrow", role: "img", "aria-label": "suggested" }, "→"),
@@ -301,6 +268,7 @@ const page = (() => {
     if (own.k === "r") return h("span", { class: "snippet clamp" }, own.r.slice(0, 3).map(([name, value]) => `${data.names[name]} ${value}`).join(" · "));
     return h("span", { class: "missing clamp" }, own.s);
   }
+  const reason = (i) => at("reason", i) && cutIn(at("reason", i), [at("given", i), at("suggested", i), at("duplicate_label", i)]);
   const makers = {
     rank: (i) => number(at("rank", i)),
     show: thumb,
@@ -309,7 +277,7 @@ const page = (() => {
     p: probability,
     state: stateChip,
     verdict: chip,
-    reason: (i) => h("span", { class: "clamp" }, at("reason", i) || ""),
+    reason: (i) => h("span", { class: wide ? "one-line" : "clamp", title: at("reason", i) }, reason(i) || ""),
   };
   function makeRow(i) {
     const row = h("tr", { class: "row", tabindex: "0", "aria-expanded": "false" });
@@ -442,28 +410,31 @@ const page = (() => {
       const facts = lines.filter(Boolean).join(", ");
       return h("div", { class: "card wordy" }, h("div", {}, h("span", { class: "id" }, id), ` ${facts}`), picture(one, true));
     }
-    return h("div", { class: "card" }, picture(one, true), h("div", { class: "id" }, id), lines.map((line) => h("div", {}, line)));
+    return h("div", { class: "card" }, picture(one, true), h("div", { class: "id" }, id), lines.filter(Boolean).map((line) => h("div", {}, line)));
   }
-  function strip(title, cards) {
-    return cards.length ? h("div", { class: "strip" }, h("h4", {}, title), h("div", { class: "cards" }, cards)) : null;
+  function strip(title, cards, label = null) {
+    return cards.length ? h("div", { class: "strip" }, h("h4", { title: whole(label) }, title), h("div", { class: "cards" }, cards)) : null;
   }
   function fact(name, value) {
-    return value === null || value === undefined || value === "–" ? null : h("div", {}, h("dt", {}, name), h("dd", {}, value));
+    if (value === null || value === undefined || value === "–") return null;
+    return h("div", {}, h("dt", {}, name), h("dd", typeof value === "string" ? { title: whole(value) } : {}, typeof value === "string" ? cut(value) : value));
   }
   function evidence(i, row) {
-    const given = at("given", i);
-    const suggested = at("suggested", i);
-    const near = (list) => (list || []).map(([id, far, index]) => card(id, item("train", index), `distance ${significant(far)}`));
+    const [given, suggested] = [at("given", i), at("suggested", i)];
+    // A neighbour whose own label is doubtful speaks less for either.
+    const doubtful = (id) => place.has(id) && "on the list too";
+    const near = (list) => (list || []).map(([id, far, index]) => card(id, item("train", index), `distance ${significant(far)}`, doubtful(id)));
     const duplicate = at("duplicate", i);
+    const said = reason(i);
     const strips = h("div", { class: "strips full" },
       duplicate && strip(duplicate[1] === 0 ? "Same features, another label" : "Nearly the same, another label",
-        [card(duplicate[0], item("train", duplicate[2]), `labelled ${at("duplicate_label", i)}`)]),
-      strip(data.regression ? "Nearest examples" : `Nearest labelled ${given}`, near(at("near_given", i))),
-      strip(`Nearest labelled ${suggested}`, suggested === null ? [] : near(at("near_suggested", i))),
+        [card(duplicate[0], item("train", duplicate[2]), `labelled ${cut(at("duplicate_label", i))}`, doubtful(duplicate[0]))]),
+      strip(data.regression ? "Nearest examples" : `Nearest labelled ${cut(given)}`, near(at("near_given", i)), given),
+      strip(`Nearest labelled ${cut(suggested)}`, suggested === null ? [] : near(at("near_suggested", i)), suggested),
       strip("Test points it harms most", (at("harmed", i) || []).map(([id, influence, index, label, predicted]) =>
-        card(id, item("test", index), label === null ? "" : predicted === label ? `labelled ${label}` : `labelled ${label}, predicted ${predicted}`, `loss +${significant(-influence)}`))));
+        card(id, item("test", index), label === null ? "" : predicted === label ? `labelled ${cut(label)}` : `labelled ${cut(label)}, predicted ${cut(predicted)}`, `loss +${significant(-influence)}`))));
     const facts = h("dl", { class: "facts" },
-      fact(data.regression ? "Value" : "Given label", data.regression ? given : h("a", { href: address("class", given) }, named(given))),
+      fact(data.regression ? "Value" : "Given label", data.regression ? given : h("a", { href: address("class", given), title: whole(given) }, cut(named(given)))),
       fact(data.regression ? "Expected" : "Suggested", suggested === null ? "no label fits" : suggested),
       fact("p_mislabeled", digits(at("p", i), 3)),
       data.regression ? null : fact("Suggested, probability", at("probability", i) === null ? null : digits(at("probability", i), 3)),
@@ -473,11 +444,11 @@ const page = (() => {
       fact("Nights on the list", at("nights", i)),
       fact("First listed", night(at("first_seen", i))),
       fact("Moved", at("moved", i) === null ? null : at("moved", i) === 0 ? "kept its place" : `${number(Math.abs(at("moved", i)))} ${at("moved", i) > 0 ? "up" : "down"}`),
-      data.groups.map((name, k) => fact(name, h("a", { href: address("group", name, at(`group${k}`, i)) }, named(at(`group${k}`, i))))));
+      data.groups.map((name, k) => fact(name, h("a", { href: address("group", name, at(`group${k}`, i)), title: whole(at(`group${k}`, i)) }, cut(named(at(`group${k}`, i)))))));
     return h("div", { class: `evidence${wide ? " wordy" : ""}` },
       h("div", { class: "own" }, picture(item("train", at("own", i)), false)),
       h("div", { class: "case" },
-        h("p", {}, at("reason", i) || "Beyond the rows that get a reason (detection.evidence)."),
+        h("p", { title: said === at("reason", i) ? null : at("reason", i) }, said || "Beyond the rows that get a reason (detection.evidence)."),
         facts, verdictForm(i, row)),
       strips);
   }
@@ -523,5 +494,5 @@ const page = (() => {
   makeFilters();
   update();
   tray();
-  return { data, h, at, total, number, significant, address, named, showOnly, countWith, NONE };
+  return { data, at, total, showOnly, countWith, NONE };
 })();

@@ -1,7 +1,8 @@
 
 // Views of one class or one group, at #class=<label> and #group=<column>=<value>.
 (() => {
-  const { data, h, at, total, number, significant, address, named, showOnly, countWith, NONE } = page;
+  const { h, number, significant, address, named, cut, whole } = writing;
+  const { data, at, total, showOnly, countWith, NONE } = page;
   const main = document.getElementById("main");
   const view = document.getElementById("view");
   const sides = document.getElementById("sides");
@@ -42,23 +43,24 @@
       figure(percent(rate), "of its labels are wrong", times),
     ];
   }
-  function pairs(words, list, most) {
+  function pairs(words, list, most, more) {
     if (!list.length) return h("div", { class: "pairs" }, h("h3", {}, words), h("p", { class: "quiet" }, "No pair worth naming."));
     const rows = list.map(([label, errors, link]) => {
       const fill = h("span", { class: "fill" });
       fill.style.width = `${(100 * errors) / most}%`;
       fill.style.display = "block";
-      return h("tr", {}, h("th", { scope: "row" }, link ? h("a", { class: "link", href: link }, named(label)) : label),
+      return h("tr", {}, h("th", { scope: "row" }, link ? h("a", { class: "link", href: link, title: whole(label) }, cut(named(label))) : label),
         h("td", { class: "num" }, count(errors)), h("td", { class: "track-cell" }, h("span", { class: "track", "aria-hidden": "true" }, fill)));
     });
-    return h("div", { class: "pairs" }, h("h3", {}, words), h("table", { class: "plain-table" }, h("tbody", {}, rows)));
+    return h("div", { class: "pairs" }, h("h3", {}, words), h("table", { class: "plain-table" }, h("tbody", {}, rows)),
+      more > 0 && h("p", { class: "quiet" }, `and ${number(more)} more`));
   }
-  function classPairs(value, truly, given) {
+  function classPairs(value, truly, given, moreTruly, moreGiven) {
     const most = Math.max(...[...truly, ...given].map(([, errors]) => errors), 0);
     const linked = (list) => list.map(([label, errors]) => [label, errors, address("class", label)]);
     return h("div", { class: "plots" },
-      pairs(`Labelled ${named(value)}, but truly`, linked(truly), most),
-      pairs(`Truly ${named(value)}, but labelled`, linked(given), most));
+      pairs(`Labelled ${cut(named(value))}, but truly`, linked(truly), most, moreTruly),
+      pairs(`Truly ${cut(named(value))}, but labelled`, linked(given), most, moreGiven));
   }
   // Pairs of labels among the rows of a group that are on the page.
   function groupPairs(key, value) {
@@ -66,11 +68,11 @@
     for (let i = 0; i < total; i++) {
       const suggested = at("suggested", i);
       if (at(key, i) !== value || suggested === null) continue;
-      const pair = `${named(at("given", i))} → ${named(suggested)}`;
+      const pair = `${cut(named(at("given", i)))} → ${cut(named(suggested))}`;
       counts.set(pair, (counts.get(pair) || 0) + 1);
     }
     const list = [...counts].sort((a, b) => b[1] - a[1]).slice(0, 6);
-    return h("div", { class: "plots" }, pairs("Its rows on this page, label → suggested", list, list.length ? list[0][1] : 1));
+    return h("div", { class: "plots" }, pairs("Its rows on this page, label → suggested", list, list.length ? list[0][1] : 1, counts.size - list.length));
   }
 
   function back(kind) {
@@ -83,8 +85,8 @@
   function showClass(value) {
     const line = (data.views.classes || []).find(([label]) => label === value);
     view.replaceChildren(back("class"), h("h2", { id: "view-title", tabindex: "-1" }, "Class ", h("span", { class: "label" }, named(value))),
-      ...(line ? [h("dl", { class: "figures" }, figures(...line.slice(1, 7))), classPairs(value, line[7], line[8])] : [unknown("classes.parquet")]));
-    const choices = [["given", `Labelled ${named(value)}`], ["suggested", `Suggested ${named(value)}`]];
+      ...(line ? [h("dl", { class: "figures" }, figures(...line.slice(1, 7))), classPairs(value, ...line.slice(7))] : [unknown("classes.parquet")]));
+    const choices = [["given", `Labelled ${cut(named(value))}`], ["suggested", `Suggested ${cut(named(value))}`]];
     function choose(key) {
       for (const button of sides.children) button.setAttribute("aria-pressed", String(button.dataset.side === key));
       return showOnly({ key, value });
