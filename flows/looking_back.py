@@ -68,8 +68,7 @@ def compare(run_a: str, run_b: str, as_json: bool) -> None:
 
     found = compare_runs(run_a, run_b)
     if as_json:
-        by_point = found.test_points.to_dict("records")
-        click.echo(json.dumps({**found.summary, "by_test_point": by_point}, default=str))
+        click.echo(json.dumps({**found.summary, "by_test_point": _plain(found.test_points)}))
         return
     _print_comparison(found)
     _print_test_points(found.test_points)
