@@ -73,7 +73,7 @@ _Seconds = Annotated[
 ]
 _Gamma = Annotated[
     _Positive | Literal["scale"],
-    Field(description="a number above 0, or scale for 1 / (d * variance): kernel exp(-gamma |x - y|^2)"),
+    Field(description="a number above 0, or scale for near 1 / (d * variance): kernel exp(-gamma |x - y|^2)"),
 ]
 
 

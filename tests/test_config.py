@@ -306,7 +306,7 @@ class TestUnions:
         ),
         (
             "model: {features: {kind: nystroem, gamma: -3}}",
-            "model.features[0].gamma: found -3; accepted: a number above 0, or scale for 1 / (d * "
+            "model.features[0].gamma: found -3; accepted: a number above 0, or scale for near 1 / (d * "
             "variance): kernel exp(-gamma |x - y|^2)",
         ),
         (

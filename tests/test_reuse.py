@@ -89,11 +89,13 @@ def test_labels_are_no_part_of_features(tmp_path: Path) -> None:
     assert_same_bits(tmp_path, second)
 
 
-def test_rows_at_the_end_leave_the_shards_before_them(tmp_path: Path) -> None:
-    audit(frame(), tmp_path)
-    second = audit(frame(ROWS + 30), tmp_path)
+@pytest.mark.parametrize("gamma", [0.1, "scale"])
+def test_rows_at_the_end_leave_the_shards_before_them(tmp_path: Path, gamma: float | str) -> None:
+    model = {"kind": "softmax", "l2": 1e-2, "features": {**STEPS, "gamma": gamma}}
+    audit(frame(), tmp_path, model=model)
+    second = audit(frame(ROWS + 30), tmp_path, model=model)
     assert reused(second) == [4, 5]
-    assert_same_bits(tmp_path, second)
+    assert_same_bits(tmp_path, second, model=model)
 
 
 def test_a_file_more_leaves_those_that_are_there(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 import influence_batch
+from influence_batch.features.steps import RandomFourier
 
 ROWS = 400
 
@@ -24,7 +25,9 @@ def frame(labels: int = 3, changed: int = 0) -> pd.DataFrame:
     return pd.DataFrame({"id": np.arange(ROWS), "label": label, "x": list(x)})
 
 
-def audit(data: pd.DataFrame, folder: Path, name: str = "warm", **model: object) -> influence_batch.Report:
+def audit(
+    data: pd.DataFrame, folder: Path, name: str = "warm", shard_rows: int | None = None, **model: object
+) -> influence_batch.Report:
     path = folder / f"{name}.parquet"
     data.to_parquet(path)
     config = {
@@ -33,6 +36,8 @@ def audit(data: pd.DataFrame, folder: Path, name: str = "warm", **model: object)
         "model": {"kind": "softmax", "l2": 1e-2, "features": "standardize", **model},
         "reports": folder / "reports",
     }
+    if shard_rows:
+        config["shard_rows"] = shard_rows
     return influence_batch.audit(config)
 
 
@@ -58,6 +63,27 @@ def test_changed_data_end_at_their_own_optimum(tmp_path: Path) -> None:
     cold = audit(frame(changed=40), tmp_path, "cold")
     assert warm.run["model"]["begun_at_run"] is not None
     assert cold.run["model"]["begun_at_run"] is None
+    assert_same(warm, cold)
+
+
+def test_a_night_with_a_few_rows_more_costs_less(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+    transform = RandomFourier.transform
+
+    def counted(step: RandomFourier, features: np.ndarray) -> np.ndarray:
+        made.append(len(features))
+        return transform(step, features)
+
+    model = {"features": {"kind": "random_fourier", "components": 20}}
+    audit(frame()[:-20], tmp_path, shard_rows=100, **model)
+    monkeypatch.setattr(RandomFourier, "transform", counted)
+    warm = audit(frame()[:-10], tmp_path, shard_rows=100, **model)
+    rows_of_warm = sum(made)
+    made.clear()
+    cold = audit(frame()[:-10], tmp_path, "cold", shard_rows=100, **model)
+    # Of 100, 100, 100 and 90 rows only those of the last shard, which has changed.
+    assert (rows_of_warm, sum(made)) == (90, 390)
+    assert warm.run["model"]["iterations"] < cold.run["model"]["iterations"]
     assert_same(warm, cold)
 
 

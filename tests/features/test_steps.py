@@ -160,18 +160,30 @@ def test_random_fourier_is_its_formula(executor: InProcessExecutor) -> None:
 
 
 @pytest.mark.parametrize("constant", [False, True])
-def test_gamma_scale_is_scikit_learns(executor: InProcessExecutor, constant: bool) -> None:
+def test_gamma_scale_is_the_step_nearest_to_scikit_learns(
+    executor: InProcessExecutor, constant: bool
+) -> None:
     features = np.full((30, 4), 2.0) if constant else numbers(30)
     theirs = RBFSampler(gamma="scale", n_components=5, random_state=0).fit(features)
-    expected = np.sqrt(2 * (1.0 if constant else 1 / (features.shape[1] * features.var())))
+    normal = RBFSampler(gamma=1.0, n_components=5, random_state=0).fit(features)
+    their_gamma = float(np.mean(theirs.random_weights_ / normal.random_weights_)) ** 2
+    step = fit_nystroem(source(features, 7), executor, 5, "scale", seed=0)
+    gamma = float(step.gamma)
+    assert abs(np.log2(gamma / their_gamma)) <= 1 / 16 + 1e-12
+    assert 8 * np.log2(gamma) == pytest.approx(round(8 * np.log2(gamma)), abs=1e-9)
     scaled = fit_random_fourier(source(features, 7), executor, 5, "scale", seed=0)
     plain = fit_random_fourier(source(features, 7), executor, 5, 1.0, seed=0)
-    ratio = scaled.frequencies / plain.frequencies
-    np.testing.assert_allclose(ratio * np.sqrt(2), expected, rtol=1e-12)
-    normal = RBFSampler(gamma=1.0, n_components=5, random_state=0).fit(features)
-    np.testing.assert_allclose(ratio, theirs.random_weights_ / normal.random_weights_, rtol=1e-12)
-    step = fit_nystroem(source(features, 7), executor, 5, "scale", seed=0)
-    assert float(step.gamma) == pytest.approx(expected**2 / 2, rel=1e-12)
+    np.testing.assert_allclose(scaled.frequencies / plain.frequencies, np.sqrt(gamma), rtol=1e-12)
+
+
+@pytest.mark.parametrize("width", [1, 2, 3, 4, 8, 10, 16, 100, 784])
+def test_gamma_scale_does_not_turn_on_rounding(executor: InProcessExecutor, width: int) -> None:
+    features = np.tile([[-1.0], [1.0]], (8, width))
+    gammas = {
+        float(fit_nystroem(source(features * (1.0 + off), 7), executor, 2, "scale", seed=0).gamma)
+        for off in (-1e-9, 0.0, 1e-9)
+    }
+    assert len(gammas) == 1
 
 
 @settings(deadline=None, max_examples=30)
