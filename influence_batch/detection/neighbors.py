@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -81,19 +82,14 @@ def _shard_nearest(shard: Shard, state: _State, rows: Rows) -> Neighbors:
     for start in range(0, len(shard.features), step):
         block, labels = shard.features[start : start + step], shard.targets[start : start + step]
         numbers = shard.start + start + np.arange(len(block))
-        slack = own_squares[:, None] + np.square(block).sum(axis=1)[None, :]
-        squares = slack - 2.0 * (state.features @ block.T)
-        slack *= (d + 8) * np.finfo(np.float64).eps
-        others = state.rows[:, None] != numbers[None, :]
-        kinds = (
-            others & (labels[None, :] == state.given[:, None]),
-            others & (labels[None, :] == state.suggested[:, None]),
-            labels[None, :] != state.given[:, None],
-        )
+        block_squares = np.square(block).sum(axis=1)
+        squares = state.features @ (-2.0 * block).T
+        squares += block_squares
+        squares += own_squares[:, None]
+        slack = (own_squares + block_squares.max()) * ((d + 8) * np.finfo(np.float64).eps)
+        pairs = _Pairs(squares, slack, labels, numbers, state)
         places, distances = np.full(total.rows.shape, -1), np.full(total.rows.shape, np.inf)
-        for kind, allowed in enumerate(kinds):
-            worst = total.distances[kind, :, -1]
-            which, place = np.nonzero(allowed & _may_be_nearer(squares, slack, allowed, worst, state.most))
+        for kind, (which, place) in enumerate(pairs.that_may_be_nearer(total.distances[:, :, -1])):
             exact = _distances(state.features, block, which, place, own_squares)
             order = np.lexsort((place, _comparable(exact), which))
             which, place, exact = which[order], place[order], exact[order]
@@ -102,30 +98,74 @@ def _shard_nearest(shard: Shard, state: _State, rows: Rows) -> Neighbors:
             first = rank < state.most
             at = (kind, which[first], rank[first])
             places[at], distances[at] = numbers[place[first]], exact[first]
-        total = _nearer(total, Neighbors(places, distances))
+        # Further down a shard few examples find a nearer one.
+        some = np.flatnonzero((places[:, :, 0] >= 0).any(axis=0))
+        nearer = _nearer(
+            Neighbors(total.rows[:, some], total.distances[:, some]),
+            Neighbors(places[:, some], distances[:, some]),
+        )
+        total.rows[:, some], total.distances[:, some] = nearer.rows, nearer.distances
     return total
 
 
-def _may_be_nearer(
-    squares: np.ndarray, slack: np.ndarray, allowed: np.ndarray, worst: np.ndarray, count: int
-) -> np.ndarray:
-    """Mask (e, b) of what may be among the nearest.
+class _Pairs:
+    """Pairs of an example in question and a row of a block, to be sorted out by kind.
 
     Args:
-        squares: squared distances (e, b), each off by `slack` at most.
-        worst: (e,) the largest of the nearest distances to earlier rows.
+        squares: squared distances (e, b), each off by the example's `slack` (e,) at most.
+        labels, numbers: (b,) codes, and rows of train.
     """
-    limit = np.square(worst)[:, None]
-    # What is as far as an earlier row, to rounding, comes behind it: with few different values there is much
-    # of that. Where rounding is not far below what distances are compared by, it is looked at.
-    tie = slack <= limit * (_ROUNDED / 4.0)
-    nearer: np.ndarray = (squares + np.where(tie, slack, -slack) < limit) & (limit > 0)
-    unknown = ~np.isfinite(worst)
-    if unknown.any() and squares.shape[1] > count:
-        most = np.where(allowed[unknown], squares[unknown] + slack[unknown], np.inf)
-        enough = np.partition(most, count - 1, axis=1)[:, count - 1 : count]
-        nearer[unknown] = squares[unknown] - slack[unknown] <= enough * (1.0 + _ROUNDED)
-    return nearer
+
+    def __init__(
+        self, squares: np.ndarray, slack: np.ndarray, labels: np.ndarray, numbers: np.ndarray, state: _State
+    ) -> None:
+        self._squares, self._slack, self._labels, self._numbers = squares, slack, labels, numbers
+        self._state = state
+
+    def that_may_be_nearer(self, worst: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """For each kind the examples and places (c,) of pairs that may be among the nearest.
+
+        Args:
+            worst: (3, e) the largest of the nearest distances to earlier rows, infinite where too few.
+        """
+        limit = np.square(worst)
+        # What is as far as an earlier row, to rounding, comes behind it: with few different values there is
+        # much of that. Where rounding is not far below what distances are compared by, it is looked at.
+        tie = self._slack <= limit * (_ROUNDED / 4.0)
+        bound = np.where(limit > 0, limit + np.where(tie, -self._slack, self._slack), -np.inf)
+        unknown = ~np.isfinite(worst)
+        known_bound = np.where(unknown, -np.inf, bound)
+        # As a rule hardly any pair is near for some kind: the kinds are told apart among those only.
+        near = np.nonzero(self._squares < known_bound.max(axis=0)[:, None])
+        near_squares = self._squares[near]
+        for kind in range(len(worst)):
+            chosen = self._allowed(kind, *near) & (near_squares < known_bound[kind, near[0]])
+            found = near[0][chosen], near[1][chosen]
+            yield self._with_unknown(kind, np.flatnonzero(unknown[kind]), found)
+
+    def _with_unknown(
+        self, kind: int, examples: np.ndarray, found: tuple[np.ndarray, np.ndarray]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Those found, and of `examples`, which know no limit yet, what may be among the block's nearest."""
+        if examples.size == 0:
+            return found
+        allowed = self._allowed(kind, examples[:, None], np.arange(self._squares.shape[1])[None, :])
+        most, slack = self._state.most, self._slack[examples, None]
+        if self._squares.shape[1] > most:
+            squares = np.where(allowed, self._squares[examples], np.inf)
+            enough = np.partition(squares, most - 1, axis=1)[:, most - 1 : most] + slack
+            allowed &= squares - slack <= enough * (1.0 + _ROUNDED)
+        which, place = np.nonzero(allowed)
+        return np.concatenate([found[0], examples[which]]), np.concatenate([found[1], place])
+
+    def _allowed(self, kind: int, which: np.ndarray, place: np.ndarray) -> np.ndarray:
+        labels, given = self._labels[place], self._state.given[which]
+        if kind == OTHER:
+            allowed: np.ndarray = labels != given
+            return allowed
+        wanted = given if kind == GIVEN else self._state.suggested[which]
+        allowed = (labels == wanted) & (self._numbers[place] != self._state.rows[which])
+        return allowed
 
 
 def _distances(
