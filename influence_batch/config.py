@@ -262,7 +262,7 @@ class DetectionConfig(_Section):
         "replaces the threshold",
     )
     evidence: _Int = Field(
-        1000,
+        5000,
         ge=0,
         description="a whole number, 0 or more: rows from the top of the list that get neighbours, "
         "test points and a reason",

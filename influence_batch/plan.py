@@ -59,7 +59,7 @@ _EKFAC_COPIES, _EKFAC_COPIES_A_SLOT = 4.0, 2.0
 # Matrices (d, d) that each of the forms takes that leverages stack, where logits interact.
 _COPIES_A_PAIR = 2.5
 # Rows of the list that get evidence, as far as a plan can tell.
-_LISTED = 1000
+_LISTED = 5000
 _INTERPRETER = 512 * 1024**2
 # Slots that are planned for where a cluster's size is not in the config.
 _UNKNOWN_SLOTS = 4
