@@ -224,11 +224,12 @@ def heat_map(classes: Sequence[str], flows: np.ndarray) -> Markup:
                 parts.append(
                     element(
                         "text", words, x=x0 + cell / 2, y=y0 + cell / 2 + 3.5, text_anchor="middle",
-                        class_="cell-text on" if share > 0.45 else "cell-text",
+                        class_="cell-text",
                     )
                 )  # fmt: skip
     frame = Frame(width=left + k * cell + (40.0 if rotate else 6.0), height=top + k * cell + 6.0)
-    return chart(frame, "Expected number of wrong labels by true label and given label", *parts)
+    words = "Expected number of wrong labels by true label and given label; the table below has the figures"
+    return chart(frame, words, *parts)
 
 
 def trend_of_errors(history: pd.DataFrame) -> Markup:
