@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -165,3 +166,71 @@ def test_every_word_can_be_read(page: Browser, scheme: str) -> None:
     assert len(found) > 300
     assert sum("cell-text" in (class_ or "") for *_, class_ in found) > 30
     assert [(text, class_, ratio) for ratio, text, class_ in found if ratio < 4.5] == []
+
+
+# Of each text in a chart: its height as it is drawn, its place in the chart, and its words.
+CHART_TEXTS = """
+return [...document.querySelectorAll(".chart")].map((chart) => {
+  const whole = chart.getBoundingClientRect();
+  const scale = chart.getScreenCTM().a;
+  return [...chart.querySelectorAll("text")].map((text) => {
+    const box = text.getBoundingClientRect();
+    return {
+      size: parseFloat(getComputedStyle(text).fontSize) * scale, words: text.textContent,
+      turned: text.hasAttribute("transform"),
+      left: box.left - whole.left, right: box.right - whole.left,
+      top: box.top - whole.top, bottom: box.bottom - whole.top,
+      inside: box.left >= whole.left - 1 && box.right <= whole.right + 1
+        && box.top >= whole.top - 2 && box.bottom <= whole.bottom + 2,
+    };
+  });
+});
+"""
+
+
+def overlap(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two texts are over one another; lines may touch."""
+    across = min(one["right"], other["right"]) - max(one["left"], other["left"])
+    return across > 0 and min(one["bottom"], other["bottom"]) - max(one["top"], other["top"]) > 4
+
+
+@pytest.mark.parametrize("width", [390, 480, 481, 740, 992, 993, 1200])
+def test_words_in_charts_are_large_enough_at_every_width(page: Browser, width: int) -> None:
+    with page.phone(width):
+        assert page.js("return document.documentElement.scrollWidth") <= width
+        charts = page.js(CHART_TEXTS)
+    assert len(charts) == 6
+    texts = [text for chart in charts for text in chart]
+    assert [text for text in texts if text["size"] < 11.0] == []
+    assert [text for text in texts if not text["inside"]] == []
+    for chart in charts:
+        level = [text for text in chart if not text["turned"]]
+        pairs = itertools.combinations(level, 2)
+        assert [(one["words"], other["words"]) for one, other in pairs if overlap(one, other)] == []
+
+
+@pytest.mark.parametrize(("classes", "wide"), [(12, False), (13, True), (60, True)])
+def test_a_matrix_of_many_classes_has_the_width_it_needs(
+    chromium: Browser, tmp_path: Path, classes: int, wide: bool
+) -> None:
+    """Nothing of its names is cut off, and on a screen's whole width nothing is to be scrolled."""
+    names = [f"{i} longest name there is" for i in range(classes)]
+    pairs = [(one, other) for one in names for other in names if one != other]
+    true, given = zip(*pairs, strict=True)
+    flows = {"true_label": true, "given_label": given, "estimated_errors": [1.5] * len(pairs)}
+    file = tmp_path / "report.html"
+    text = render_page(content(tables={"noise_matrix": pa.table(flows)}, classes=names), RUN)
+    file.write_text(text, encoding="utf-8")
+    with chromium.phone(1200):
+        chromium.open(file)
+        *_, matrix = chromium.js(CHART_TEXTS)
+        figure = "const figure = document.querySelector('.matrix'); return "
+        spans = chromium.js(f"{figure} figure.offsetWidth > 0.9 * figure.parentNode.offsetWidth")
+        assert chromium.js(f"{figure} figure.querySelector('.heat').scrollWidth <= figure.clientWidth - 34")
+    assert spans == wide
+    assert [text for text in matrix if text["size"] < 11.0 or not text["inside"]] == []
+    listed = len(chromium.texts(".flows tbody tr"))
+    shown = min(classes, 20)
+    assert listed == min(shown * (shown - 1), 100)
+    left_out = shown * (shown - 1) - listed
+    assert chromium.texts(".flows .quiet") == [f"{left_out} pairs with fewer are in noise_matrix.parquet."]

@@ -41,7 +41,8 @@ class Parts:
 
     Attributes:
         markup: the sections of classes and groups.
-        heat: the plot of the noise matrix, its figures as a table, and how many classes it leaves out.
+        heat: the plot of the noise matrix, its figures as a table, whether it is wider than half the
+            page, and how many classes it leaves out.
         views: see `view_data`.
         choices: labels that a list offers to choose from.
     """
@@ -113,6 +114,7 @@ def _heat(content: PageContent) -> dict[str, Any] | None:
     return {
         "plot": plots.heat_map(names, flows),
         "table": _flow_table(names, flows),
+        "wide": len(order) > plots.NARROW_CLASSES,
         "left_out": len(weight) - len(order),
     }
 
