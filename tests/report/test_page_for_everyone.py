@@ -115,6 +115,36 @@ def test_the_figures_of_the_noise_matrix_are_had_without_a_pointer(page: Browser
     assert [float(errors) for *_, errors in shown] == pytest.approx(list(FLOWS.values()), rel=5e-3)
 
 
+def test_pages_of_the_list_are_turned_by_keyboard(page: Browser) -> None:
+    """120 rows: three pages."""
+
+    def at() -> tuple[str, str, list[str]]:
+        first, *_, last = page.texts("tr.row td.c-id")
+        disabled = page.js("return [...document.querySelectorAll('.pager :disabled')].map(one => one.id)")
+        return page.one("#page").get_attribute("value") or "", f"{first} {last}", disabled
+
+    begin = ("1", "row-0 row-49", ["first", "previous"])
+    middle = ("2", "row-50 row-99", [])
+    end = ("3", "row-100 row-119", ["next", "last"])
+    assert at() == begin
+    assert " ".join(page.one(".pager .at").text.split()) == "Page of 3, rows 1 to 50"
+    for button, place in (("last", end), ("previous", middle), ("first", begin), ("next", middle)):
+        page.one(f"#{button}").send_keys(Keys.ENTER)
+        assert at() == place
+        assert page.js("return document.activeElement === document.querySelector('tr.row')")
+    field = page.one("#page")
+    for typed, place in (("3", end), ("0", begin), ("2.", middle), ("999999", end), ("x", end)):
+        field.send_keys(Keys.CONTROL, "a", Keys.NULL, typed, Keys.ENTER)
+        assert at() == place
+    # What is typed and not asked for is forgotten; letters in the field are no verdicts.
+    field.send_keys(Keys.CONTROL, "a", Keys.NULL, "m", Keys.TAB)
+    assert at() == end
+    assert "No verdicts" in page.one("#tray-words").text
+    page.one("#search").send_keys("row-11")
+    page.js("return new Promise(done => setTimeout(done, 150))")
+    assert not page.one("#pager").is_displayed()
+
+
 # Of each text in sight: WCAG's contrast with what is painted behind it, layer by layer.
 CONTRASTS = """
 const numbers = (colour) => {
