@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -51,6 +53,28 @@ class Browser:
         self.driver.get("about:blank")
         self.logs()
         self.driver.get(page.as_uri() + address)
+
+    @contextmanager
+    def scheme(self, name: str) -> Iterator[None]:
+        """With the colours of `light` or `dark`."""
+        self._emulate("EmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": name}]})
+        try:
+            yield
+        finally:
+            self._emulate("EmulatedMedia", {"features": []})
+
+    @contextmanager
+    def phone(self, width: int = 390) -> Iterator[None]:
+        """On a screen of a phone's size."""
+        size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": True}
+        self._emulate("DeviceMetricsOverride", size)
+        try:
+            yield
+        finally:
+            self.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+    def _emulate(self, what: str, values: dict[str, Any]) -> None:
+        self.driver.execute_cdp_cmd(f"Emulation.set{what}", values)
 
     def js(self, code: str, *arguments: Any) -> Any:
         return self.driver.execute_script(code, *arguments)

@@ -10,7 +10,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
@@ -20,10 +20,11 @@ from PIL import Image
 
 import influence_batch
 from influence_batch import page as gathering
+from influence_batch.detection.channels import Basis
 from influence_batch.report.page import Distribution, PageContent, Reviewed, parts_of, render_page
 from influence_batch.report.page.content import as_json
 from influence_batch.report.page.views import view_data
-from influence_batch.report.page.words import percent
+from influence_batch.report.page.words import explanation, percent
 from influence_batch.review import import_verdicts
 
 N, M, SIDE = 200, 30, 3
@@ -360,6 +361,25 @@ def test_words_of_the_data_are_escaped_in_the_file() -> None:
     assert not re.search(r"(?:src|href)=[\"']?(?:https?:)?//", text)
     # uint64 is beyond the numbers of JavaScript.
     assert '"18446744073709551615"' in text
+
+
+JARGON = (
+    "temperature|likelihood|leave-one-out|matrix|odds|residual|scatter|calibrat|mixture|inlier|prior|noise|"
+    "channel|bayes|posterior|sigma"
+)
+
+
+@pytest.mark.parametrize("basis", get_args(Basis))
+def test_the_headline_is_explained_without_statistics(basis: str) -> None:
+    """What the estimate rests on, too; a statistician's words of it stand at the end."""
+    evidence = "a temperature (0.4) of <greatest> likelihood"
+    run = {**RUN, "detection": {**RUN["detection"], "basis": basis, "evidence": evidence}}
+    how, sure = explanation(run)
+    assert not re.search(JARGON, f"{how} {sure}", re.I)
+    assert len(sure) > 150
+    head, end = render_page(content(), run).split('<section id="about"')
+    assert "temperature" not in re.sub(r"(?s)<style.*?</style>", "", head)
+    assert "a temperature (0.4) of &lt;greatest&gt; likelihood" in end
 
 
 def test_captions_are_sentences_in_both_colour_schemes() -> None:

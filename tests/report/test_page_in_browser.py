@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
 
@@ -57,13 +56,6 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> influence_batch.Report:
         },
         reports=folder / "reports",
     )
-
-
-@pytest.fixture(scope="module")
-def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    browser = Browser(tmp_path_factory.mktemp("chromium"))
-    yield browser
-    browser.driver.quit()
 
 
 @pytest.fixture
@@ -413,9 +405,7 @@ def test_it_is_used_by_keyboard_alone(page: Browser) -> None:
 
 
 def test_it_fits_a_narrow_screen(page: Browser) -> None:
-    size = {"width": 390, "height": 800, "deviceScaleFactor": 1, "mobile": True}
-    page.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-    try:
+    with page.phone():
         page.click(page.one("tr.row"))
         assert page.js("return document.documentElement.scrollWidth") <= 390
         page.js("location.hash = document.querySelector('#classes a.link').hash")
@@ -426,5 +416,3 @@ def test_it_fits_a_narrow_screen(page: Browser) -> None:
             page.js("return document.querySelector('tr.detail .verdict').getBoundingClientRect().right")
             <= 390
         )
-    finally:
-        page.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})

@@ -14,6 +14,8 @@ from influence_batch.report.page.svg import Frame, axes, band, chart, element, l
 
 # Classes in the heat map, those with the most errors first.
 MOST_CLASSES = 20
+# As many are no wider than half the page, however long their names.
+NARROW_CLASSES = 12
 _MOST_NIGHTS = 60
 # Characters of a label beside a plot.
 _TICK = 14
@@ -171,8 +173,10 @@ def heat_map(classes: Sequence[str], flows: np.ndarray) -> Markup:
     """Expected number of labels that went from a class (row) to another label (column), (k, k)."""
     k = len(classes)
     longest = max(len(clipped(name, _TICK)) for name in classes)
-    cell = float(np.clip(420.0 / k, 20.0, 44.0))
     left = 34.0 + 6.4 * longest
+    # As wide as half the page where that leaves room for figures: it is never drawn smaller than it is.
+    slant = 4.8 * longest
+    cell = float(np.clip((485.0 - left - slant) / k, 24.0, 60.0))
     rotate = longest * 6.4 > cell
     top = 30.0 + (6.4 * longest * 0.8 if rotate else 10.0)
     most = float(flows.max(initial=0.0)) or 1.0
@@ -224,11 +228,14 @@ def heat_map(classes: Sequence[str], flows: np.ndarray) -> Markup:
                 parts.append(
                     element(
                         "text", words, x=x0 + cell / 2, y=y0 + cell / 2 + 3.5, text_anchor="middle",
-                        class_="cell-text on" if share > 0.45 else "cell-text",
+                        class_="cell-text",
                     )
                 )  # fmt: skip
-    frame = Frame(width=left + k * cell + (40.0 if rotate else 6.0), height=top + k * cell + 6.0)
-    return chart(frame, "Expected number of wrong labels by true label and given label", *parts)
+    right = left + k * cell + (slant if rotate else 6.0)
+    # Whole pixels: a fraction would be rounded off, and all letters made smaller by it.
+    frame = Frame(width=float(np.ceil(right)), height=float(np.ceil(top + k * cell + 6.0)))
+    words = "Expected number of wrong labels by true label and given label; the table below has the figures"
+    return chart(frame, words, *parts, natural=True)
 
 
 def trend_of_errors(history: pd.DataFrame) -> Markup:
@@ -306,7 +313,7 @@ def _bar(frame: Frame, x: float, width: float, low: float, high: float, class_: 
 
 
 def _nights(history: pd.DataFrame) -> tuple[Frame, pd.DataFrame, Any, list[tuple[float, str]]]:
-    frame = Frame(bottom=26.0)
+    frame = Frame(top=12.0, bottom=28.0)
     nights = history.tail(_MOST_NIGHTS).reset_index(drop=True)
     n = len(nights)
     inset = 24.0

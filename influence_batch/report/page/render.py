@@ -19,7 +19,7 @@ from influence_batch.report.page.words import bounded_notes, explanation, figure
 
 PAGE = "report.html"
 # In this order: a later one uses those before it.
-_SCRIPTS = ("writing.js", "page.js", "views.js")
+_SCRIPTS = ("writing.js", "examples.js", "page.js", "views.js")
 
 
 def render_page(content: PageContent, run: Mapping[str, Any]) -> str:

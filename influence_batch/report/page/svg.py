@@ -31,10 +31,10 @@ class Frame:
 
     width: float = 420.0
     height: float = 230.0
-    left: float = 46.0
+    left: float = 58.0
     right: float = 14.0
-    top: float = 12.0
-    bottom: float = 38.0
+    top: float = 26.0
+    bottom: float = 44.0
 
     @property
     def x0(self) -> float:
@@ -59,15 +59,21 @@ class Frame:
         return self.y0 + share * (self.y1 - self.y0)
 
 
-def chart(frame: Frame, title: str, *children: Any) -> Markup:
-    """The whole chart; `title` says in words what it shows, for those who cannot see it."""
+def chart(frame: Frame, title: str, *children: Any, natural: bool = False) -> Markup:
+    """The whole chart; `title` says in words what it shows, for those who cannot see it.
+
+    Args:
+        natural: whether it has the size of its view box, not that of its place.
+    """
+    size = {"width": frame.width, "height": frame.height} if natural else {}
     return element(
         "svg",
         element("title", title),
         *children,
         viewBox=f"0 0 {frame.width:g} {frame.height:g}",
         role="img",
-        class_="chart",
+        class_="chart natural" if natural else "chart",
+        **size,
     )
 
 
@@ -86,7 +92,7 @@ def axes(
         parts.append(element("text", words, x=frame.x0 - 6, y=y + 3.5, text_anchor="end", class_="tick"))
     for at, words in x_ticks:
         parts.append(
-            element("text", words, x=frame.x(at), y=frame.y0 + 15, text_anchor="middle", class_="tick")
+            element("text", words, x=frame.x(at), y=frame.y0 + 19, text_anchor="middle", class_="tick")
         )
     parts.append(element("line", x1=frame.x0, x2=frame.x1, y1=frame.y0, y2=frame.y0, class_="axis"))
     middle = (frame.x0 + frame.x1) / 2
@@ -94,13 +100,8 @@ def axes(
         element("text", x_label, x=middle, y=frame.height - 6, text_anchor="middle", class_="axis-label")
     )
     if y_label:
-        y = (frame.y0 + frame.y1) / 2
-        parts.append(
-            element(
-                "text", y_label, x=11.0, y=y, text_anchor="middle", class_="axis-label",
-                transform=f"rotate(-90 11 {y:.1f})",
-            )
-        )  # fmt: skip
+        # Above the axis: beside it there is room for the figures only, whose letters grow on a phone.
+        parts.append(element("text", y_label, x=4.0, y=12.0, class_="axis-label"))
     return parts
 
 

@@ -31,6 +31,8 @@ _MOST_CLASSES, _MOST_GROUPS, _MOST_CHOICES = 100, 100, 500
 _CLASS_BYTES, _GROUP_BYTES, _CHOICE_BYTES = 200_000, 400_000, 100_000
 _MARKUP = 900
 _CONFUSED = 4
+# Pairs of the heat map with their figures in words, for those who have no pointer or do not see it.
+_MOST_FLOWS = 100
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,8 @@ class Parts:
 
     Attributes:
         markup: the sections of classes and groups.
-        heat: the plot of the noise matrix, and how many classes it leaves out.
+        heat: the plot of the noise matrix, its figures as a table, whether it is wider than half the
+            page, and how many classes it leaves out.
         views: see `view_data`.
         choices: labels that a list offers to choose from.
     """
@@ -53,7 +56,7 @@ class Parts:
 
     @property
     def n_bytes(self) -> int:
-        heat = "" if self.heat is None else self.heat["plot"]
+        heat = "" if self.heat is None else self.heat["plot"] + self.heat["table"]
         texts = (self.markup, heat, as_json(self.views), as_json(self.choices))
         return sum(len(text.encode()) for text in texts)
 
@@ -108,7 +111,23 @@ def _heat(content: PageContent) -> dict[str, Any] | None:
         if one in order and other in order:
             flows[order[one], order[other]] = error
     names = [as_text(label) or "" for label in order]
-    return {"plot": plots.heat_map(names, flows), "left_out": len(weight) - len(order)}
+    return {
+        "plot": plots.heat_map(names, flows),
+        "table": _flow_table(names, flows),
+        "wide": len(order) > plots.NARROW_CLASSES,
+        "left_out": len(weight) - len(order),
+    }
+
+
+def _flow_table(names: Sequence[str], flows: np.ndarray) -> Markup:
+    """The figures of the heat map in words, the largest first."""
+    largest = np.argsort(-flows, axis=None, kind="stable")[: int(np.count_nonzero(flows))]
+    places = [divmod(place, len(names)) for place in largest[:_MOST_FLOWS].tolist()]
+    shown = [
+        {"true": names[true], "given": names[given], "errors": flows[true, given]} for true, given in places
+    ]
+    more = len(largest) - len(shown)
+    return Markup(environment().get_template("flows.html.j2").render(flows=shown, more=more))
 
 
 def _classes(content: PageContent) -> list[dict[str, Any]]:

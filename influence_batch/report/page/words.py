@@ -20,16 +20,21 @@ class Figure:
     meaning: str
 
 
+# For readers without statistics; `evidence` in run.json has it in a statistician's words.
 _BASES = {
-    "verdicts": "It rests on verdicts of your reviewers, by which the probabilities are calibrated: "
-    "the best evidence there is.",
-    "trusted test set": "It rests on the test labels, which the config says are right: where train disagrees "
-    "with the model more often than they do, labels are wrong.",
-    "noise matrix": "It rests on a pattern of errors fitted to labels that the model contradicts although "
-    "they lie away from class borders, which no overlap of classes explains.",
-    "prior": "Nothing in the data tells wrong labels from hard examples here, so it rests on a default: a "
-    "list to look at, not to delete by. A trusted test set or 20 verdicts would make it surer.",
-    "outlier mixture": "It rests on residuals that are too large for the others' scatter.",
+    "verdicts": "It was compared with what your reviewers found, and set right by that: the best evidence "
+    "there is.",
+    "trusted test set": "It rests on your test labels, which the config says are right. Even they disagree "
+    "with the model now and then, on hard examples; where train disagrees more often than that, its labels "
+    "are counted as wrong.",
+    "noise matrix": "Some rows look clearly like one class, but have the label of another. A hard example "
+    "would look like both, so such labels are counted as wrong, and how often they occur says how far to "
+    "doubt the rows that do look like both.",
+    "prior": "Nothing in the data tells wrong labels from hard examples here, so the share of wrong labels "
+    "among those that the model disagrees with is a default, not a finding: a list to look at, not to "
+    "delete by. A trusted test set (test.trusted) or 20 verdicts would make it surer.",
+    "outlier mixture": "Most values lie close to what the model expects. Those that lie much further away "
+    "than the others are counted as wrong.",
 }
 
 
@@ -86,7 +91,7 @@ def explanation(run: Mapping[str, Any]) -> list[str]:
         "ten are. Nothing was changed in your data; open a row, look, and decide."
     )
     basis = _BASES.get(detection["basis"], "")
-    return [how, f"How sure is the estimate? {basis} In figures: {detection['evidence']}."]
+    return [how, f"How sure is the estimate? {basis} The figures behind it stand at the end of the page."]
 
 
 def bounded_notes(notes: Sequence[str]) -> list[str]:

@@ -4,6 +4,7 @@ const page = (() => {
   // Everything from the data goes into the page as text (textContent, value), never as markup.
   const data = JSON.parse(document.getElementById("data").textContent);
   const rows = data.rows;
+  const { thumb, picture, card } = examplesOf(data.names);
   const total = (rows.id || []).length;
   const PAGE = 50;
   const MOST_OPTIONS = 300;
@@ -172,7 +173,7 @@ const page = (() => {
       if (inView(i) && filters.every(([key, value]) => valueOf(key, i) === value) && words.every((word) => haystack[i].includes(word))) shown.push(i);
     }
     if (state.sort !== "rank" || state.down) shown.sort(compare);
-    state.page = Math.min(state.page, Math.max(0, Math.ceil(shown.length / PAGE) - 1));
+    state.page = Math.min(state.page, lastPage());
     byId("clear").hidden = !filters.length && !words.length;
     let here = total;
     if (only) here = countWith(only.key, only.value);
@@ -182,16 +183,19 @@ const page = (() => {
 
   // The table: one page of rows at a time.
   const body = byId("body");
+  const lastPage = () => Math.max(0, Math.ceil(shown.length / PAGE) - 1);
   function render() {
     const start = state.page * PAGE;
     const here = shown.slice(start, start + PAGE);
     body.replaceChildren(...here.map(makeRow));
     byId("empty").hidden = here.length > 0;
-    const pages = Math.ceil(shown.length / PAGE);
+    const pages = lastPage() + 1;
     byId("pager").hidden = pages < 2;
-    byId("place").textContent = `${number(start + 1)} to ${number(start + here.length)} of ${number(shown.length)}`;
-    byId("previous").disabled = state.page === 0;
-    byId("next").disabled = state.page >= pages - 1;
+    byId("place").textContent = `rows ${number(start + 1)} to ${number(start + here.length)}`;
+    byId("page").value = String(state.page + 1);
+    byId("pages").textContent = number(pages);
+    for (const id of ["first", "previous"]) byId(id).disabled = state.page === 0;
+    for (const id of ["next", "last"]) byId(id).disabled = state.page === pages - 1;
     for (const head of byId("head").children) {
       const mine = head.dataset.sort && head.dataset.sort === state.sort;
       if (mine) head.setAttribute("aria-sort", state.down ? "descending" : "ascending");
@@ -259,19 +263,10 @@ const page = (() => {
     const nights = at("nights", i);
     return h("span", { class: `chip ${words === "new" || words === "reopened" ? words : ""}`, title: nights ? `listed in ${nights} nights, first on ${night(at("first_seen", i))}` : null }, words);
   }
-  function thumb(i) {
-    const own = item("train", at("own", i));
-    if (!own) return "";
-    if (own.k === "i") return h("img", { class: `thumb${own.w <= 64 ? " pixel" : ""}`, src: own.s, alt: "" });
-    if (own.k === "t") return h("span", { class: "snippet clamp" }, own.s.slice(0, 160));
-    if (own.k === "a") return h("span", { class: "snippet clamp" }, own.p.split("/").pop());
-    if (own.k === "r") return h("span", { class: "snippet clamp" }, own.r.slice(0, 3).map(([name, value]) => `${data.names[name]} ${value}`).join(" · "));
-    return h("span", { class: "missing clamp" }, own.s);
-  }
   const reason = (i) => at("reason", i) && cutIn(at("reason", i), [at("given", i), at("suggested", i), at("duplicate_label", i)]);
   const makers = {
     rank: (i) => number(at("rank", i)),
-    show: thumb,
+    show: (i) => thumb(item("train", at("own", i))),
     id: (i) => rows.id[i],
     labels,
     p: probability,
@@ -385,33 +380,6 @@ const page = (() => {
     return form;
   }
 
-  function picture(one, small) {
-    if (!one) return small ? null : h("p", { class: "missing" }, "The example itself is not in this page.");
-    if (one.k === "i") return h("img", { class: `picture${one.w <= 64 ? " pixel" : ""}`, src: one.s, alt: "the example" });
-    if (one.k === "t") return h("p", { class: "text" }, one.m ? `${one.s}…` : one.s);
-    if (one.k === "a") {
-      return h("div", {}, one.s ? h("audio", { controls: true, preload: "none", src: one.s }) : null,
-        h("p", { class: "missing" }, one.e ? `${one.p} (not playable here: ${one.e})` : one.p));
-    }
-    if (one.k === "r") {
-      const table = h("table", { class: "cells" });
-      for (const [name, value, away] of small ? one.r.slice(0, 4) : one.r) {
-        const far = away !== null && Math.abs(away) >= 2;
-        const words = away === null ? "" : Math.abs(away) < 0.05 ? "usual" : `${Math.abs(away).toFixed(1)} sd ${away > 0 ? "above" : "below"}`;
-        table.append(h("tr", {}, h("td", {}, data.names[name].replaceAll("_", "_\u200b")), h("td", { class: "num" }, value), h("td", { class: `away${far ? " far" : ""}` }, words)));
-      }
-      return table;
-    }
-    return h("p", { class: "missing" }, one.s);
-  }
-  function card(id, one, ...lines) {
-    const wordy = one && one.k !== "i";
-    if (wordy) {
-      const facts = lines.filter(Boolean).join(", ");
-      return h("div", { class: "card wordy" }, h("div", {}, h("span", { class: "id" }, id), ` ${facts}`), picture(one, true));
-    }
-    return h("div", { class: "card" }, picture(one, true), h("div", { class: "id" }, id), lines.filter(Boolean).map((line) => h("div", {}, line)));
-  }
   function strip(title, cards, label = null) {
     return cards.length ? h("div", { class: "strip" }, h("h4", { title: whole(label) }, title), h("div", { class: "cards" }, cards)) : null;
   }
@@ -471,15 +439,25 @@ const page = (() => {
     update();
     byId("search").focus();
   });
-  for (const [id, by] of [["previous", -1], ["next", 1]]) {
-    byId(id).addEventListener("click", () => {
-      state.page += by;
-      render();
-      byId("list").scrollIntoView();
-      const first = body.querySelector("tr.row");
-      if (first) first.focus({ preventScroll: true });
-    });
+  function turn(to) {
+    state.page = to;
+    render();
+    byId("list").scrollIntoView();
+    const first = body.querySelector("tr.row");
+    if (first) first.focus({ preventScroll: true });
   }
+  const targets = { first: () => 0, previous: () => state.page - 1, next: () => state.page + 1, last: lastPage };
+  for (const [id, target] of Object.entries(targets)) byId(id).addEventListener("click", () => turn(target()));
+  // The nearest page there is; what is no number changes nothing. Leaving the field turns no page.
+  byId("page").addEventListener("keydown", (event) => {
+    if (event.key !== "Enter") return;
+    const asked = /^\s*(\d[\d,]*)/.exec(event.target.value);
+    if (asked) turn(Math.min(Math.max(Number(asked[1].replaceAll(",", "")) - 1, 0), lastPage()));
+    else event.target.value = String(state.page + 1);
+  });
+  byId("page").addEventListener("blur", (event) => {
+    event.target.value = String(state.page + 1);
+  });
   document.addEventListener("keydown", (event) => {
     const typing = event.target instanceof HTMLInputElement || event.target instanceof HTMLSelectElement;
     if (event.key === "/" && !typing && !event.ctrlKey && !event.metaKey && !event.altKey) {
