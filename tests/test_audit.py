@@ -374,6 +374,27 @@ def test_damping_shrinks_influence(samples: Path, tmp_path: Path) -> None:
     assert (damped.examples.self_influence < plain.examples.self_influence).all()
 
 
+@pytest.mark.parametrize("size", [1e3, 1e5, 1e6])
+def test_gradients_that_cancel_are_no_failure_of_the_mean(tmp_path: Path, size: float) -> None:
+    """Of train's own gradients nearly nothing is left at its optimum: to rounding of theirs it is solved."""
+    random = np.random.default_rng(0)
+    label = np.repeat([0, 1], 200)
+    x = random.standard_normal((400, 5)) + np.where(np.arange(5) == label[:, None], 3.0, 0.0)
+    x[:, 3] *= size
+    path = tmp_path / "train.parquet"
+    pd.DataFrame({f"x{j}": x[:, j] for j in range(5)} | {"label": label}).to_parquet(path)
+    config = {
+        "train": {"path": path, "label": "label"},
+        "influence": {"test_sample": 400},
+        "solver": {"rtol": 1e-6},
+        "reports": tmp_path,
+    }
+    solver = influence_batch.audit(config).run["solver"]
+    assert solver["mean_influence_converged"]
+    if size == 1e6:
+        assert solver["largest_residual"] > 1e-6  # of the mean's own norm, which would be too much to ask
+
+
 def test_features_without_signal_accuse_nobody_and_say_so(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     frame = pd.DataFrame({"x": np.ones(600), "label": random.choice(["cat", "dog", "fox"], 600)})
