@@ -403,6 +403,10 @@ def test_features_without_signal_accuse_nobody_and_say_so(tmp_path: Path) -> Non
     config = {"train": {"path": tmp_path / "train.parquet", "label": "label"}, "reports": tmp_path}
     report = influence_batch.audit(config)
     assert report.suspects.empty
+    detection = report.run["detection"]
+    # Two thirds of labels drawn at random are wrong, or none, if the features are what is wrong.
+    assert detection["estimated_errors_low"] < 1
+    assert detection["estimated_errors_high"] > 0.6 * 600
     assert report.run["notes"][0].endswith("say next to nothing of the labels, and neither does the list.")
     assert report.run["notes"][1].startswith("1 label has one example only (yak): nothing can be said")
 

@@ -80,7 +80,13 @@ def choose_channel(scores: np.ndarray, given: np.ndarray, trusted: TrustedError 
             "likelihood on leave-one-out predictions",
         )
     if channel.disagreement > channel.most_errors:
-        return Chosen(plain, plain, plain, "prior", "none: the features say next to nothing of the labels")
+        return Chosen(
+            plain,
+            plain,
+            sharpest,
+            "prior",
+            "none: the features say next to nothing of the labels, which may be right all the same",
+        )
     point, share = _sharp(channel, plain)
     return Chosen(
         point,
