@@ -17,9 +17,9 @@ from prefect.cache_policies import NO_CACHE  # noqa: E402
 from flows.artifacts import leave_artifacts  # noqa: E402
 from flows.notification import notify, tell_of_killed_run  # noqa: E402
 from flows.progress import terminal_progress  # noqa: E402
+from flows.settings import config_of  # noqa: E402
 from flows.stopping import interruptible  # noqa: E402
 from influence_batch.audit import run  # noqa: E402
-from influence_batch.config import load_config  # noqa: E402
 from influence_batch.errors import GateError, InputError, RunError, StoppedWithReport  # noqa: E402
 from influence_batch.gates import failed_gates  # noqa: E402
 
@@ -58,9 +58,8 @@ def _stage(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _run_name() -> str:
     """Name of the audit, and the day for which the run was scheduled (UTC)."""
-    given = runtime.flow_run.parameters
     try:
-        name = load_config(given["config"], given.get("overrides") or (), given.get("reports")).name
+        name = config_of(runtime.flow_run.parameters, runtime.deployment.id).name
     except (InputError, KeyError):
         name = "audit"  # the run itself says what is wrong with its config
     day = runtime.flow_run.scheduled_start_time or datetime.now(UTC)
@@ -81,6 +80,7 @@ def audit_flow(
     overrides: list[str] | None = None,
     reports: str | None = None,
     profile: bool = False,
+    settings: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Audit a dataset: the same stages as `influence_batch.audit`, each a task.
 
@@ -89,6 +89,7 @@ def audit_flow(
         overrides: Keys of the config to change for this run, each as `key.key=value`: `model.l2=1e-4`.
         reports: Folder of the reports, in the place of the config's.
         profile: Also write to run.json where time, memory and operations go by stage.
+        settings: Keys of the config to change for this run, laid out as there; `overrides` go on top.
 
     Returns:
         What `influence-batch audit --json` prints.
@@ -96,7 +97,8 @@ def audit_flow(
     Raises:
         GateError: the report is written, and past a gate of the config.
     """
-    checked = load_config(config, overrides or (), reports)
+    parameters = {"config": config, "overrides": overrides, "reports": reports, "settings": settings}
+    checked = config_of(parameters, runtime.deployment.id)
     tell_of_killed_run(checked)
     with terminal_progress() as progress:
         outcome = run(checked, progress, _stage, profile=profile)
