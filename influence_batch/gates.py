@@ -18,7 +18,9 @@ def check_gates(gates: GatesConfig, run: Mapping[str, Any]) -> list[dict[str, An
     detection, checked = run["detection"], run["self_check"]
     error_rate = detection["estimated_errors"] / run["train"]["rows"]
     correlation = None if checked is None else checked["correlation"]
-    unconverged = run["solver"]["unconverged_test_points"]
+    points = run["solver"]["unconverged_test_points"]
+    leverages = run["solver"].get("unconverged_leverages", 0)
+    missed = f"{points} test points" + (f" and {leverages} solves for leverages" if leverages else "")
     if checked is None:
         said = "there was no self-check (self_check: 20 asks for one)"
     elif correlation is None:
@@ -29,7 +31,7 @@ def check_gates(gates: GatesConfig, run: Mapping[str, Any]) -> list[dict[str, An
         "error_rate": (error_rate, f"the estimated share of wrong labels is {error_rate:.4g}"),
         "suspects": (detection["n_suspects"], f"the list has {detection['n_suspects']} rows"),
         "self_check": (correlation, said),
-        "unconverged": (unconverged, f"{unconverged} test points missed the solver's tolerance"),
+        "unconverged": (points + leverages, f"{missed} missed the solver's tolerance"),
         **_since_last_run(run.get("history") or {"previous_run": None}),
     }
     results = []
