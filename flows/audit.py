@@ -20,6 +20,7 @@ from flows.progress import terminal_progress  # noqa: E402
 from flows.settings import config_of  # noqa: E402
 from flows.stopping import interruptible  # noqa: E402
 from influence_batch.audit import run  # noqa: E402
+from influence_batch.config import load_config  # noqa: E402
 from influence_batch.errors import GateError, InputError, RunError, StoppedWithReport  # noqa: E402
 from influence_batch.gates import failed_gates  # noqa: E402
 
@@ -58,8 +59,9 @@ def _stage(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _run_name() -> str:
     """Name of the audit, and the day for which the run was scheduled (UTC)."""
+    given = runtime.flow_run.parameters
     try:
-        name = config_of(runtime.flow_run.parameters, runtime.deployment.id).name
+        name = load_config(given["config"], given.get("overrides") or (), given.get("reports")).name
     except (InputError, KeyError):
         name = "audit"  # the run itself says what is wrong with its config
     day = runtime.flow_run.scheduled_start_time or datetime.now(UTC)

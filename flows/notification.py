@@ -17,8 +17,7 @@ from typing import Any, Literal
 import httpx
 
 from flows.sentences import CHANGES, measured, since_last_run
-from flows.settings import config_of
-from influence_batch.config import AuditConfig
+from influence_batch.config import AuditConfig, load_config
 from influence_batch.config_notify import NotifyConfig
 from influence_batch.errors import GateError, InputError
 from influence_batch.report.writer import killed_run
@@ -70,8 +69,11 @@ def _reasons(error: BaseException) -> list[str]:
 
 def notify(flow: Any, flow_run: Any, state: Any) -> None:
     """State hook of the flow. Prefect calls it with exactly these parameters, and loses any other hook."""
+    parameters = flow_run.parameters
     try:
-        config = config_of(flow_run.parameters, flow_run.deployment_id)
+        config = load_config(
+            parameters["config"], parameters.get("overrides") or (), parameters.get("reports")
+        )
     except (InputError, KeyError):
         # Where the config cannot be read, nobody knows whom to tell: the run's state has the message.
         return

@@ -10,7 +10,8 @@ from influence_batch.config import AuditConfig, load_config
 
 _LOG = logging.getLogger("influence_batch")
 
-# What a form has an entry for: no paths, columns or lists, which `overrides` can change.
+# What a form has an entry for: no paths, columns or lists, which `overrides` can change. So the audit's name,
+# its reports and whom it notifies are no settings: the hooks of a run find them without a server to ask.
 _SIMPLE = {"integer", "number", "boolean", "null"}
 _BOUNDS = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "exclusiveMaximum"}
 _UNITS = {"GiB": 2**30, "GB": 10**9, "MiB": 2**20, "MB": 10**6, "KiB": 2**10, "KB": 10**3, "B": 1}
@@ -53,7 +54,7 @@ def _section(schema: Mapping[str, Any], definitions: Mapping[str, Any], values: 
         elif not _is_simple(entry):
             continue
         entries[name] = {**_bounded(entry), "default": value, "title": name, "position": len(entries)}
-    return {"type": "object", "properties": entries}
+    return {"type": "object", "properties": entries, "additionalProperties": False}
 
 
 def _resolved(entry: Mapping[str, Any], definitions: Mapping[str, Any]) -> dict[str, Any]:
