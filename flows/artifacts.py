@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import quote
 
-from flows.sentences import measured, since_last_run
+from flows.sentences import estimated_errors, measured, since_last_run
 from influence_batch.gates import failed_gates
 from influence_batch.report import load_report
 from influence_batch.stages import Outcome
@@ -96,8 +96,7 @@ def headline(outcome: Outcome) -> str:
     figures = {
         "examples": run["train"]["rows"],
         "suspects": found["n_suspects"],
-        "estimated errors": f"{found['estimated_errors']:.1f} (between {found['estimated_errors_low']:.1f} "
-        f"and {found['estimated_errors_high']:.1f})",
+        "estimated errors": estimated_errors(found),
         "seconds of work": f"{sum(run['seconds'].values()):.1f}",
     }
     for name in ("estimated_precision", "estimated_recall"):

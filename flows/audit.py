@@ -17,6 +17,7 @@ from prefect.cache_policies import NO_CACHE  # noqa: E402
 from flows.artifacts import leave_artifacts  # noqa: E402
 from flows.notification import notify, tell_of_killed_run  # noqa: E402
 from flows.progress import terminal_progress  # noqa: E402
+from flows.settings import config_of  # noqa: E402
 from flows.stopping import interruptible  # noqa: E402
 from influence_batch.audit import run  # noqa: E402
 from influence_batch.config import load_config  # noqa: E402
@@ -81,6 +82,7 @@ def audit_flow(
     overrides: list[str] | None = None,
     reports: str | None = None,
     profile: bool = False,
+    settings: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Audit a dataset: the same stages as `influence_batch.audit`, each a task.
 
@@ -89,6 +91,7 @@ def audit_flow(
         overrides: Keys of the config to change for this run, each as `key.key=value`: `model.l2=1e-4`.
         reports: Folder of the reports, in the place of the config's.
         profile: Also write to run.json where time, memory and operations go by stage.
+        settings: Keys of the config to change for this run, laid out as there; `overrides` go on top.
 
     Returns:
         What `influence-batch audit --json` prints.
@@ -96,7 +99,8 @@ def audit_flow(
     Raises:
         GateError: the report is written, and past a gate of the config.
     """
-    checked = load_config(config, overrides or (), reports)
+    parameters = {"config": config, "overrides": overrides, "reports": reports, "settings": settings}
+    checked = config_of(parameters, runtime.deployment.id)
     tell_of_killed_run(checked)
     with terminal_progress() as progress:
         outcome = run(checked, progress, _stage, profile=profile)

@@ -24,7 +24,7 @@ from flows.answers import (
     stop,
 )
 from flows.looking_back import compare, export_labels, history, review
-from flows.sentences import measured, since_last_run
+from flows.sentences import estimated_errors, measured, since_last_run
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -188,8 +188,7 @@ def _print_summary(summary: dict[str, Any]) -> None:
         console.print(table)
     console.print(
         f"{summary['n_suspects']} suspects among {summary['n_train']} examples; estimated errors: "
-        f"{summary['estimated_errors']:.1f} (between {summary['estimated_errors_low']:.1f} and "
-        f"{summary['estimated_errors_high']:.1f}); {sum(summary['seconds'].values()):.1f} s of work",
+        f"{estimated_errors(summary)}; {sum(summary['seconds'].values()):.1f} s of work",
         soft_wrap=True,
         highlight=False,
     )

@@ -227,28 +227,38 @@ def _deployments(
     from prefect.types.entrypoint import EntrypointType
 
     from flows.audit import audit_flow
+    from flows.settings import settings_of, settings_schema
     from influence_batch import __version__
 
     made = []
     for path, config in configs.items():
         # An empty list too: the page of a run shows, and lets edit, the parameters that a deployment has.
-        parameters: dict[str, Any] = {"config": str(path), "overrides": list(overrides)}
+        parameters: dict[str, Any] = {
+            "config": str(path),
+            "overrides": list(overrides),
+            "settings": settings_of(config),
+        }
         if reports is not None:
             parameters["reports"] = config.reports
-        made.append(
-            RunnerDeployment.from_flow(
-                audit_flow,
-                config.name,
-                schedule=schedule,
-                paused=False,  # serving pauses at its end what it has served
-                parameters=parameters,
-                description=_description(config, when),
-                version=__version__,
-                tags=["influence-batch"],
-                # By its module: whatever the working directory, the installed package is what runs.
-                entrypoint_type=EntrypointType.MODULE_PATH,
-            )
+        deployment = RunnerDeployment.from_flow(
+            audit_flow,
+            config.name,
+            schedule=schedule,
+            paused=False,  # serving pauses at its end what it has served
+            parameters=parameters,
+            description=_description(config, when),
+            version=__version__,
+            tags=["influence-batch"],
+            # By its module: whatever the working directory, the installed package is what runs.
+            entrypoint_type=EntrypointType.MODULE_PATH,
         )
+        # Prefect makes the schema of the flow's signature, which knows no config and so no defaults.
+        properties = deployment._parameter_openapi_schema.properties
+        properties["settings"] = {
+            **settings_schema(config),
+            "position": properties["settings"]["position"],
+        }
+        made.append(deployment)
     return made
 
 

@@ -154,18 +154,23 @@ def _print_history(frame: pd.DataFrame, audit: Place) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from influence_batch.report.wording import expected_rows
+
     click.echo(f"{len(frame)} {'run' if len(frame) == 1 else 'runs'} in {audit}")
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
     names = ("run", "rows", "suspects", "errors", "rate", "new", "same", "again", "gone", "verdicts")
     for name in (*names, "precision"):
         table.add_column(name, justify="left" if name == "run" else "right", no_wrap=True)
     for line in _plain(frame):
-        low, high = (_shown(line[f"estimated_errors_{end}"], ".0f") for end in ("low", "high"))
+        errors, low, high = (
+            "" if number is None else expected_rows(number)
+            for number in (line[f"estimated_errors{end}"] for end in ("", "_low", "_high"))
+        )
         table.add_row(
             line["run_id"],
             _shown(line["n_train"]),
             _shown(line["n_suspects"]),
-            _shown(line["estimated_errors"], ".0f") + (f" ({low}-{high})" if low and high else ""),
+            errors + (f" ({low}-{high})" if low and high else ""),
             _shown(line["error_rate"], ".1%"),
             *(_shown(line[name]) for name in ("new", "persisting", "reopened", "resolved", "reviewed")),
             _shown(line["measured_precision"], ".2f"),

@@ -19,6 +19,15 @@ def since_last_run(history: Mapping[str, Any]) -> str:
     return f"since run {history['previous_run']}: {changes}" + (f" ({gone})" if gone else "")
 
 
+def estimated_errors(figures: Mapping[str, Any]) -> str:
+    """How many labels are expected to be wrong, and the range of that."""
+    # Imported late, for what lies about it: `--help` says nothing of figures.
+    from influence_batch.report.wording import expected_rows
+
+    number, low, high = (expected_rows(figures[f"estimated_errors{end}"]) for end in ("", "_low", "_high"))
+    return f"{number} (between {low} and {high})"
+
+
 def measured(figures: Mapping[str, Any]) -> str | None:
     """The precision that reviewers' verdicts measure; None where there is no verdict on a listed label."""
     if not figures.get("measured_on"):

@@ -21,7 +21,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from influence_batch.config_errors import told
-from influence_batch.config_files import apply_override, check_place, plain, read_yaml
+from influence_batch.config_files import apply_override, apply_settings, check_place, plain, read_yaml
 from influence_batch.config_gates import GatesConfig, flagged_for_gate, require_possible
 from influence_batch.config_notify import NotifyConfig
 from influence_batch.config_report import ReportConfig, with_absolute_folder
@@ -399,6 +399,7 @@ def load_config(
     config: str | Path | Mapping[str, Any] | AuditConfig,
     overrides: Sequence[str] = (),
     reports: str | Path | None = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> AuditConfig:
     """Read, override and check a config.
 
@@ -407,12 +408,13 @@ def load_config(
             from the file's folder, those in a mapping from the working directory.
         overrides: `key.key=value`, the value read as YAML.
         reports: replaces `reports`; counts from the working directory.
+        settings: keys to change, laid out as in a config; overrides go on top.
 
     Raises:
         InputError: with every problem found, one a line.
     """
     if isinstance(config, AuditConfig):
-        if not overrides and reports is None:
+        if not overrides and reports is None and not settings:
             return config
         set_keys = config.solver.model_fields_set
         config = config.model_dump(mode="json")
@@ -423,6 +425,7 @@ def load_config(
     else:
         source, folder = str(config), Path(config).absolute().parent
         content = read_yaml(Path(config))
+    apply_settings(content, settings or {})
     for override in overrides:
         apply_override(content, override)
     # `test: null` and an empty section mean the defaults.

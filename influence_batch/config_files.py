@@ -86,6 +86,19 @@ def apply_override(content: dict[str, Any], override: str) -> None:
     section[last] = value
 
 
+def apply_settings(content: dict[str, Any], settings: Mapping[str, Any]) -> None:
+    """Set keys, and keys of sections, to the values of a mapping that is laid out as a config is."""
+    for key, value in settings.items():
+        if not isinstance(value, Mapping):
+            content[key] = value
+            continue
+        section = content.get(key)
+        if isinstance(section, str):
+            section = {"kind": section}  # a section that is its kind alone
+        content[key] = dict(section) if isinstance(section, Mapping) else {}
+        apply_settings(content[key], value)
+
+
 def check_place(reports: str) -> None:
     """Refuse what cannot be the folder of reports, as it is written.
 

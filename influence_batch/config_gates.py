@@ -25,7 +25,9 @@ class GatesConfig(Section):
         description="a number from -1 to 1: least correlation of predicted and real change in the self-check",
     )
     unconverged: Int | None = Field(
-        None, ge=0, description="a whole number, 0 or more: most test points that missed solver.rtol"
+        None,
+        ge=0,
+        description="a whole number, 0 or more: most test points and leverages that missed solver.rtol",
     )
     new_suspects: Int | None = Field(
         None, ge=0, description="a whole number, 0 or more: most rows on the list that no earlier run listed"
@@ -39,7 +41,7 @@ class GatesConfig(Section):
 
 
 def flagged_for_gate(content: Any) -> Any:
-    """A config whose test points that miss the tolerance are flagged where a gate counts them.
+    """A config whose solves that miss the tolerance are flagged where a gate counts them.
 
     By the default of `solver.on_unconverged` the run would fail before any gate. Who sets that key is heard.
     """

@@ -23,6 +23,7 @@ from influence_batch.execution.parts import whole_or_nothing
 from influence_batch.preparation import prepare
 from influence_batch.report import Report
 from influence_batch.report.page.examples import Item, items, scale_of
+from influence_batch.report.wording import expected_rows
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -124,8 +125,7 @@ def plot_noise_matrix(report: Report) -> Figure:
         for i, j in np.argwhere(np.isfinite(values) & (values >= 0.05 * max(most, 1e-300))):
             value = values[i, j]
             color = "white" if value > 0.55 * most else "#222222"
-            words = f"{value:.0f}" if value >= 9.95 else f"{value:.1f}"
-            axes.text(j, i, words, ha="center", va="center", fontsize=7, color=color)
+            axes.text(j, i, expected_rows(value), ha="center", va="center", fontsize=7, color=color)
     figure.colorbar(image, ax=axes, shrink=0.8, label="expected wrong labels")
     return figure
 

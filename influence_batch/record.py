@@ -20,7 +20,7 @@ from influence_batch.dataset import Dataset, Inspection
 from influence_batch.dataset.inspection import encode_all
 from influence_batch.detection import Reading, least_doubt, power_at
 from influence_batch.execution.parts import narrow_blocks
-from influence_batch.influence import ApproximationError
+from influence_batch.influence import ApproximationError, TrainInfluence
 from influence_batch.models import predict
 from influence_batch.redaction import redacted, redacted_all
 from influence_batch.stages import Crossed, Data, Explained, Found, Model
@@ -95,6 +95,8 @@ def run_record(
             "largest_residual": _finite(max(residual.max(), crossed.mean_solve.residual[0])),
             "largest_iterations": int(points["iterations"].max()),
             "unconverged_test_points": int(np.count_nonzero(~points["converged"])),
+            "unconverged_leverages": explained.train.unconverged
+            + found.reading.refit.get("unconverged_leverages", 0),
             "mean_influence_converged": bool(crossed.mean_solve.converged[0]),
             "detail": crossed.mean_solve.detail,
             "approximation_error": None if explained.error is None else asdict(explained.error),
@@ -110,7 +112,10 @@ def run_record(
         "detection": _detection(data, found.reading, found.listing.suspect),
         "review": Located.none().review() if data.located is None else data.located.review(),
         "self_check": found.self_check,
-        "notes": [*_note_on_check(found.self_check), *_notes(data, model, explained, crossed, n_test)],
+        "notes": [
+            *_note_on_check(found.self_check),
+            *_notes(data, model, explained, crossed, found.reading, n_test),
+        ],
         "seconds": {stage: round(value, 4) for stage, value in seconds.items()},
         "peak_memory_bytes": _peak_memory(),
     }
@@ -186,7 +191,9 @@ def _power(data: Data, reading: Reading, suspect: np.ndarray) -> dict[str, Any]:
     return {kind: {"planted": len(reading.planted[kind]), **vars(found)} for kind, found in power.items()}
 
 
-def _notes(data: Data, model: Model, explained: Explained, crossed: Crossed, n_test: int) -> list[str]:
+def _notes(
+    data: Data, model: Model, explained: Explained, crossed: Crossed, reading: Reading, n_test: int
+) -> list[str]:
     """What a reader of the report must know, in sentences."""
     config = data.prepared.config
     notes = [*_notes_on_classes(data, explained), *_note_on_scales(data, model)]
@@ -235,9 +242,31 @@ def _notes(data: Data, model: Model, explained: Explained, crossed: Crossed, n_t
             f"{unconverged} of {n_test} test points missed the solver's tolerance; their influences are "
             "not to be relied on (test_points.converged is false)."
         )
+    if explained.train.unconverged:
+        notes.append(_note_on_leverages(explained.train))
+    if missed := reading.refit.get("unconverged_leverages", 0):
+        notes.append(
+            f"{missed} solves for leverages of the refit missed the solver's tolerance; p_mislabeled is made "
+            "of them and not to be relied on."
+        )
     if not crossed.mean_solve.converged[0]:
         notes.append("mean_test_influence missed the solver's tolerance and is not to be relied on.")
     return notes
+
+
+def _note_on_leverages(influence: TrainInfluence) -> str:
+    if influence.converged is not None:
+        return (
+            f"The leverages of {influence.unconverged} of {len(influence.converged[:])} training examples "
+            "missed the solver's tolerance; their self-influence and leave-one-out figures are not to be "
+            "relied on."
+        )
+    assert influence.inverse_converged is not None
+    return (
+        f"{influence.unconverged} of {len(influence.inverse_converged)} columns of the inverse Hessian "
+        "missed the solver's tolerance; self-influence and leave-one-out figures of all training examples "
+        "are made of it and not to be relied on."
+    )
 
 
 def _note_on_single(error: ApproximationError | None) -> str:

@@ -71,6 +71,7 @@ def refit(data: Data, model: Model, explained: Explained, keep: np.ndarray, fiel
         name="refit-influence",
         only=fields,
     )
+    figures["unconverged_leverages"] = influence.unconverged
     return Refit(result.weights, influence, figures)
 
 

@@ -286,4 +286,4 @@ def make_inverse(
             kind, operator, config.solver, config.seed, blocks if dense else None, rounded=objective.single
         )
 
-    return Deferred(invert)
+    return Deferred(invert, flags=config.solver.on_unconverged == "flag")

@@ -312,6 +312,35 @@ def test_too_few_rounds_are_refused(samples: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "a").exists()
 
 
+@pytest.mark.parametrize(
+    ("solver", "limits"),
+    [
+        ("{kind: cg, rtol: 1e-9, max_iterations: 2, on_unconverged: flag}", ["memory_limit=1GiB"]),
+        ("{kind: lissa, rtol: 1e-9, max_rounds: 1, depth: 5}", ["memory_limit=1GiB", "gates.unconverged=0"]),
+    ],
+)
+def test_leverages_that_missed_the_tolerance_are_flagged(
+    samples: Path, tmp_path: Path, solver: str, limits: list[str]
+) -> None:
+    """They are made of the columns of the inverse Hessian, each of which takes a solve."""
+    report = _audit(samples, "breast_cancer", tmp_path, f"solver={solver}", *limits)
+    missed = report.run["solver"]["unconverged_leverages"]
+    columns = report.run["model"]["features"] + 1
+    noted = missed - report.run["detection"]["refit"].get("unconverged_leverages", 0)
+    assert 0 < noted <= columns
+    assert any(
+        note.startswith(f"{noted} of {columns} columns of the inverse Hessian missed the solver's tolerance")
+        for note in report.run["notes"]
+    )
+    points = report.run["solver"]["unconverged_test_points"]
+    for gate in report.run["gates"]:
+        if gate["gate"] == "unconverged":
+            assert (gate["found"], gate["passed"]) == (points + missed, False)
+            assert f"{points} test points and {missed} solves for leverages missed" in gate["reason"]
+    figures = report.examples.select_dtypes("number").drop(columns=["rank"])
+    assert np.isfinite(figures[["self_influence", "loo_probability", "p_mislabeled"]]).all(axis=None)
+
+
 def test_failure_leaves_earlier_reports_untouched(
     samples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -68,6 +68,26 @@ def test_a_limit_is_accepted_and_no_more(gate: str, limit: float, passed: bool, 
     assert failed_gates({"gates": [found]}) == ([] if passed else [found["reason"]])
 
 
+@pytest.mark.parametrize(
+    ("before", "now", "limit", "passed"),
+    [
+        (0.1, 0.1 + 1e-15, 0, True),
+        (0.1, 0.1 + 1e-9, 0, False),
+        (0.3, 0.4, 0.1, True),
+        (0.3, 0.4 + 1e-9, 0.1, False),
+    ],
+)
+def test_rounding_alone_is_no_rise_of_a_class(before: float, now: float, limit: float, passed: bool) -> None:
+    """The same data in other shards give rates that differ in the last digit."""
+    assert now - before > limit
+    run = _run()
+    run["history"]["class_rate_jump"] = {"label": "cat", "before": before, "now": now, "rise": now - before}
+    [found] = check_gates(GatesConfig(class_rate_jump=limit), run)
+    assert found["passed"] == passed
+    if passed and limit == 0:
+        assert "no class has a higher estimated error rate than in run L" in found["reason"]
+
+
 def test_what_cannot_be_checked_has_not_passed() -> None:
     gates = GatesConfig(self_check=0.5)
     [none] = check_gates(gates, _run(checked=False))

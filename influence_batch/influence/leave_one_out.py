@@ -50,6 +50,9 @@ class TrainInfluence:
         self_leave_one_out: (n,) with the corrected residual in the place of one r.
         leverages: (n, k) of float32 if separable, else the upper triangle of D' A D, row by row; only where
             they are asked for.
+        converged: (n,) whether the solves for an example's leverages reached the tolerance; only where each
+            has its own and those that did not are flagged.
+        inverse_converged: the same of the columns of H^-1, where all leverages are made of these.
     """
 
     loss: Any = None
@@ -60,6 +63,14 @@ class TrainInfluence:
     self_influence: Any = None
     self_leave_one_out: Any = None
     leverages: Any = None
+    converged: Any = None
+    inverse_converged: np.ndarray | None = None
+
+    @property
+    def unconverged(self) -> int:
+        """How many examples, or columns of H^-1, missed the tolerance."""
+        found = self.inverse_converged if self.converged is None else self.converged[:]
+        return 0 if found is None else int(np.count_nonzero(~np.asarray(found)))
 
 
 def train_influence(
@@ -86,7 +97,7 @@ def train_influence(
         with_leverages: whether leverages are kept; for an inverse whose blocks are formed.
 
     Raises:
-        SolverError: a column of the inverse did not converge.
+        SolverError: a solve did not converge, and is not to be flagged.
         RunError: an example has leverage 1, its left-out prediction does not exist.
     """
     dataset = objective.dataset
@@ -97,35 +108,57 @@ def train_influence(
     blocks, size, _ = objective.hessian(weights).block_shape
     parts: Iterator[tuple[int, Part]]
     factors = inverse.kronecker if missing and isinstance(inverse, Deferred) else None
+    flags = isinstance(inverse, Deferred) and inverse.flags
+    # Where no part is missing, an earlier process has left what the parts were made of.
+    made_of = store.saved(f"{name}-inverse") if flags and not missing else None
     if not missing:
         parts = iter(())
     elif factors is not None:
         parts = objective.executor.map(
             dataset,
             _shard_influence,
-            (objective.loss, weights, factors, objective.n, objective.single, False),
+            (objective.loss, weights, factors, objective.n, objective.single, False, False),
             objective.rows,
             missing,
         )
     elif 8.0 * blocks * size**2 <= memory:
-        inverse_blocks = store.remember(f"{name}-inverse", lambda: {"blocks": inverse.inverse_blocks()})
-        blocks_of = inverse_blocks["blocks"]
-        state = (objective.loss, weights, blocks_of, objective.n, objective.single, with_leverages)
+        made_of = store.remember(f"{name}-inverse", lambda: _blocks_of(inverse))
+        missed = not made_of["converged"].all()
+        state = (
+            objective.loss,
+            weights,
+            made_of["blocks"],
+            objective.n,
+            objective.single,
+            with_leverages,
+            missed,
+        )
         parts = objective.executor.map(dataset, _shard_influence, state, objective.rows, missing)
     else:
-        parts = _by_examples(objective, weights, inverse, memory, missing)
+        parts = _by_examples(objective, weights, inverse, memory, missing, flags)
     done = dataset.n_rows - sum(bounds[index][1] - bounds[index][0] for index in missing)
     for index, part in parts:
-        table.write(index, {field: part[field] for field in only or part})
+        kept = [*only, *({"converged"} & part.keys())] if only else list(part)
+        table.write(index, {field: part[field] for field in kept})
         done += bounds[index][1] - bounds[index][0]
         progress(done, dataset.n_rows)
-    return TrainInfluence(**table.columns())
+    return TrainInfluence(
+        **table.columns(), inverse_converged=None if made_of is None else made_of["converged"]
+    )
+
+
+def _blocks_of(inverse: InverseHessian) -> dict[str, np.ndarray]:
+    """The blocks of H^-1, and which columns reached the tolerance."""
+    if isinstance(inverse, Deferred) and inverse.flags:
+        blocks, converged = inverse.flagged_inverse_blocks()
+        return {"blocks": blocks, "converged": converged}
+    return {"blocks": inverse.inverse_blocks(), "converged": np.empty(0, dtype=bool)}
 
 
 def _shard_influence(
-    shard: Shard, state: tuple[Loss, np.ndarray, np.ndarray | Kronecker, float, bool, bool], rows: Rows
+    shard: Shard, state: tuple[Loss, np.ndarray, np.ndarray | Kronecker, float, bool, bool, bool], rows: Rows
 ) -> Part:
-    loss, weights, inverse, n_total, single, with_leverages = state
+    loss, weights, inverse, n_total, single, with_leverages, missed = state
     n, k = len(shard.features), loss.outputs
     example_weights = rows.get("example_weights")
     if isinstance(inverse, Kronecker) and k >= many_classes.MANY and not loss.separable:
@@ -153,6 +186,7 @@ def _shard_influence(
                 leverages[part],
                 None if example_weights is None else example_weights[some][part],
                 approximate=isinstance(inverse, Kronecker),
+                missed=np.ones(len(leverages[part]), bool) if missed else None,
             )
             if with_leverages:
                 result["leverages"] = _packed(leverages[part])
@@ -222,6 +256,7 @@ def _by_examples(
     inverse: InverseHessian,
     memory: float,
     shards: Sequence[int],
+    flags: bool,
 ) -> Iterator[tuple[int, Part]]:
     """The same from solves for `x_i (x) D`: k - 1 an example, or one if logits do not interact."""
     columns = 1 if objective.loss.separable else objective.k - 1
@@ -242,6 +277,7 @@ def _by_examples(
                             shard.features[start : start + step],
                             shard.targets[start : start + step],
                         ),
+                        flags,
                     )
                     for start in range(0, len(shard.features), step)
                 ]
@@ -249,7 +285,9 @@ def _by_examples(
         )
 
 
-def _by_solving(objective: Objective, weights: np.ndarray, inverse: InverseHessian, part: Shard) -> Part:
+def _by_solving(
+    objective: Objective, weights: np.ndarray, inverse: InverseHessian, part: Shard, flagged: bool = False
+) -> Part:
     k, separable = objective.k, objective.loss.separable
     n, d = part.features.shape
     if separable:
@@ -257,17 +295,22 @@ def _by_solving(objective: Objective, weights: np.ndarray, inverse: InverseHessi
     else:
         contrasts = np.concatenate([np.eye(k - 1), -np.ones((1, k - 1))])
         sides = np.einsum("ka,id->kdia", contrasts, part.features).reshape(objective.p, -1)
-    solved = inverse.solve(sides).require_converged().solution
-    leverages = np.einsum("id,kdia->ika", part.features, solved.reshape(k, d, n, -1)) / objective.n
+    result = inverse.solve(sides)
+    if not flagged:
+        result.require_converged()
+    leverages = np.einsum("id,kdia->ika", part.features, result.solution.reshape(k, d, n, -1)) / objective.n
     leverages = leverages[:, :, 0] if separable else leverages[:, :-1] - leverages[:, -1:]
     example_weights = objective.example_weights
-    return _from_leverages(
+    converged = np.asarray(result.converged.reshape(n, -1).all(axis=1))
+    found = _from_leverages(
         objective.loss,
         weights,
         part,
         leverages,
         None if example_weights is None else example_weights[part.start : part.start + n],
+        missed=~converged,
     )
+    return {**found, "converged": converged} if flagged else found
 
 
 def leave_one_out_loss(
@@ -300,6 +343,7 @@ def _from_leverages(
     leverages: np.ndarray,
     example_weights: np.ndarray | None,
     approximate: bool = False,
+    missed: np.ndarray | None = None,
 ) -> Part:
     features, targets = shard.features, shard.targets
     logits = linear.logits(weights, features)
@@ -307,6 +351,10 @@ def _from_leverages(
     curvature = loss.curvature(logits, targets)
     if approximate and not loss.constant_curvature:
         leverages = limited(curvature, leverages)
+    if missed is not None and missed.any():
+        # What a solve is off by can bring them to 1, which would be blamed on the example.
+        leverages = leverages.copy()
+        leverages[missed] = limited(curvature[missed], leverages[missed])
     took_part = np.ones(len(targets), bool) if example_weights is None else example_weights > 0
     full = took_part & (linear.remaining_share(curvature, leverages) < _FULL_LEVERAGE)
     if full.any():

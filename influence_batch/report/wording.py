@@ -1,4 +1,4 @@
-"""The reason for a row of the list, in plain words."""
+"""What a report says in plain words: the reason for a row of the list, and expected numbers of rows."""
 
 from __future__ import annotations
 
@@ -65,6 +65,11 @@ def _nearby(facts: Facts) -> str:
 
 def _harm(facts: Facts) -> str:
     return "" if facts.most_harmed is None else f"; it does most harm to test point {facts.most_harmed}"
+
+
+def expected_rows(number: float) -> str:
+    """An expected number of rows: whole from 10 up, where a tenth says nothing, with one decimal below."""
+    return f"{number:.0f}" if number >= 9.95 else f"{number:.1f}"
 
 
 def _share(probability: float) -> str:

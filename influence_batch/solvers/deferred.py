@@ -7,17 +7,24 @@ from functools import cached_property
 
 import numpy as np
 
+from influence_batch.solvers.conjugate_gradient import ConjugateGradient
 from influence_batch.solvers.direct import Direct
 from influence_batch.solvers.ekfac import Ekfac
+from influence_batch.solvers.lissa import Lissa
 from influence_batch.solvers.operator import InverseHessian, Kronecker
 from influence_batch.solvers.result import SolveResult
 
 
 class Deferred:
-    """H^-1 by the solver that `make` gives, which can be much work to set up."""
+    """H^-1 by the solver that `make` gives, which can be much work to set up.
 
-    def __init__(self, make: Callable[[], InverseHessian]) -> None:
+    Args:
+        flags: whether solves that miss the tolerance are to be flagged, in the place of failing the run.
+    """
+
+    def __init__(self, make: Callable[[], InverseHessian], flags: bool = False) -> None:
         self._make = make
+        self.flags = flags
 
     @cached_property
     def _inverse(self) -> InverseHessian:
@@ -49,3 +56,10 @@ class Deferred:
 
     def inverse_blocks(self) -> np.ndarray:
         return self._inverse.inverse_blocks()
+
+    def flagged_inverse_blocks(self) -> tuple[np.ndarray, np.ndarray]:
+        """The blocks, and which columns reached the tolerance (size,): none where none is solved for."""
+        inverse = self._inverse
+        if isinstance(inverse, (ConjugateGradient, Lissa)):
+            return inverse.flagged_inverse_blocks()
+        return inverse.inverse_blocks(), np.empty(0, dtype=bool)

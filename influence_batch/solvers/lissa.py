@@ -148,7 +148,11 @@ class Lissa:
 
     def inverse_blocks(self) -> np.ndarray:
         """Blocks of H^-1, from one solve for every unit vector."""
-        return inverse_blocks_by_solving(self, self._operator)
+        return inverse_blocks_by_solving(self, self._operator)[0]
+
+    def flagged_inverse_blocks(self) -> tuple[np.ndarray, np.ndarray]:
+        """The same, and which columns (size,) reached the tolerance: the others are as they came out."""
+        return inverse_blocks_by_solving(self, self._operator, flagged=True)
 
     def _series(self, b: np.ndarray, round_: int) -> tuple[np.ndarray | None, int]:
         """Mean of `repeat` series for B (p, m) and the terms spent; None where one grew."""

@@ -160,6 +160,16 @@ def test_a_test_point_that_missed_the_tolerance_fails_its_gate(
     assert f"error: gates.unconverged: {missed} test points missed the solver's tolerance" in result.stderr
 
 
+def test_leverages_that_missed_the_tolerance_fail_the_gate(
+    digits: Path, environment: dict[str, str], tmp_path: Path
+) -> None:
+    settings = ["solver={kind: cg, max_iterations: 2}", "gates.unconverged=0", "report.page=false"]
+    arguments = [*audit_arguments(digits, *settings), "--reports", str(tmp_path), "--json"]
+    result = subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, env=environment, cwd=ROOT)
+    assert result.returncode == 3, result.stderr
+    assert re.search(r"error: gates.unconverged: .* and \d+ solves for leverages missed", result.stderr)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stopped_audit_leaves_no_process_and_no_run(
     digits: Path, environment: dict[str, str], number: signal.Signals

@@ -85,13 +85,15 @@ def test_a_worker_of_a_pool_runs_the_deployment_through_to_a_report(
         check=True,
         capture_output=True,
     )
-    deployed = run("deploy", str(tickets), *arguments, env=server.env)
-    assert deployed.returncode == 0, deployed.stderr
-    assert "deployed audit/tickets to the work pool nightly: at 0 2 * * * (Europe/Berlin)" in deployed.stdout
-    assert deployed.stdout.endswith("prefect worker start --pool nightly\n")
+    done = run("deploy", str(tickets), *arguments, env=server.env)
+    assert done.returncode == 0, done.stderr
+    assert "deployed audit/tickets to the work pool nightly: at 0 2 * * * (Europe/Berlin)" in done.stdout
+    assert done.stdout.endswith("prefect worker start --pool nightly\n")
 
     found = server.ask("deployments/name/audit/tickets")
+    deployed = found["parameters"].pop("settings")
     assert found["parameters"] == {"config": str(tickets), "overrides": []}
+    assert (deployed["gates"]["suspects"], deployed["detection"]["budget"]) == (200, None)
     described = found["description"].splitlines()
     assert described[0].startswith("Audit **tickets**, as its config was when this was deployed")
     for name, text in {
@@ -107,7 +109,12 @@ def test_a_worker_of_a_pool_runs_the_deployment_through_to_a_report(
     assert found["schedules"][0]["schedule"]["cron"] == "0 2 * * *"
     assert found["schedules"][0]["schedule"]["timezone"] == "Europe/Berlin"
     parameters = found["parameter_openapi_schema"]["properties"]
-    assert set(parameters) == {"config", "overrides", "reports", "profile"}
+    assert set(parameters) == {"config", "overrides", "reports", "profile", "settings"}
+    suspects = parameters["settings"]["properties"]["gates"]["properties"]["suspects"]
+    assert (suspects["default"], suspects["description"]) == (
+        200,
+        "a whole number, 0 or more: most rows on the list",
+    )
     assert all(parameter["description"] for parameter in parameters.values())
 
     worker = [*PREFECT, "worker", "start", "--pool", "nightly"]
@@ -115,7 +122,8 @@ def test_a_worker_of_a_pool_runs_the_deployment_through_to_a_report(
     del webhook.requests[:]
     with (tmp_path / "worker.log").open("w") as log, group(worker, env, log) as process:
         # Past a gate: the run is failed with the reason, and the report is there.
-        gate = ended(server, start_run(server, found["id"], overrides=["gates.suspects=1"]))
+        changed = {**deployed, "gates": {**deployed["gates"], "suspects": 1}}
+        gate = ended(server, start_run(server, found["id"], settings=changed))
         said = (tmp_path / "worker.log").read_text()
         assert gate["state_type"] == "FAILED", said
         assert "gates.suspects: the list has " in gate["state"]["message"]

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 
 from influence_batch.errors import RunError
 from influence_batch.execution import InProcessExecutor
+from influence_batch.execution.parts import StoreOnDisk
 from influence_batch.influence import Objective, fit, train_influence
 from influence_batch.models import linear, make_loss
-from influence_batch.solvers import ConjugateGradient, Direct, Lissa
+from influence_batch.solvers import ConjugateGradient, Deferred, Direct, InverseHessian, Lissa
 from tests.conftest import ArraySource
 from tests.influence.problems import KINDS, problem
 
@@ -42,6 +47,45 @@ def test_every_solver_and_route_gives_the_same(kind: str, solver: type, memory: 
     found = train_influence(objective, weights, solver(hessian, rtol=1e-9), small)
     np.testing.assert_allclose(found.loo_logits, expected.loo_logits, rtol=1e-6, atol=1e-6)
     np.testing.assert_allclose(found.self_influence, expected.self_influence, rtol=1e-5, atol=1e-10)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dense", [True, False], ids=["dense inverse", "example by example"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda hessian: ConjugateGradient(hessian, 1e-12, 1, preconditioned=False),
+        lambda hessian: Lissa(hessian, 1e-12, depth=1, max_rounds=1),
+    ],
+    ids=["cg", "lissa"],
+)
+def test_solves_that_missed_the_tolerance_are_refused_or_flagged(
+    kind: str, dense: bool, make: Callable[[Any], InverseHessian]
+) -> None:
+    objective, _ = problem(kind, n=30)
+    weights = fit(objective).weights
+    hessian = objective.hessian(weights)
+    memory = 1e9 if dense else 1.0
+    with pytest.raises(RunError, match="missed the tolerance 1e-12"):
+        train_influence(objective, weights, Deferred(lambda: make(hessian)), memory)
+    found = train_influence(objective, weights, Deferred(lambda: make(hessian), flags=True), memory)
+    assert (found.converged is None) == dense
+    assert 0 < found.unconverged <= (hessian.block_shape.size if dense else 30)
+    for name in ("corrected_residual", "loo_logits", "self_influence", "self_leave_one_out"):
+        assert np.all(np.isfinite(getattr(found, name)))
+
+
+def test_a_run_taken_up_knows_what_missed_the_tolerance(tmp_path: Path) -> None:
+    """All parts are there, and nothing is solved for again."""
+    objective, _ = problem("softmax", n=30)
+    weights = fit(objective).weights
+    inverse = Deferred(lambda: ConjugateGradient(objective.hessian(weights), max_iterations=1), flags=True)
+    for memory in (1e9, 1.0):
+        folder = tmp_path / str(memory)
+        folder.mkdir()
+        found = train_influence(objective, weights, inverse, memory, store=StoreOnDisk(folder))
+        again = train_influence(objective, weights, inverse, memory, store=StoreOnDisk(folder))
+        assert found.unconverged == again.unconverged > 0
 
 
 @pytest.mark.parametrize("kind", KINDS)
