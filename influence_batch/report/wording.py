@@ -69,7 +69,7 @@ def _harm(facts: Facts) -> str:
 
 def expected_rows(number: float) -> str:
     """An expected number of rows: whole from 10 up, where a tenth says nothing, with one decimal below."""
-    return f"{number:.0f}" if number >= 9.95 else f"{number:.1f}"
+    return f"{number:,.0f}" if number >= 9.95 else f"{number:.1f}"
 
 
 def _share(probability: float) -> str:

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from influence_batch.report.page.plots import clipped, short
+from influence_batch.report.page.plots import clipped
+from influence_batch.report.wording import expected_rows
 
 _MOST_NOTES, _NOTE_CHARACTERS = 30, 1_000
 
@@ -46,9 +47,9 @@ def figures(run: Mapping[str, Any]) -> list[Figure]:
     found = [
         Figure(f"{listed:,}", "rows to look at", f"of {rows:,}, the most suspect first"),
         Figure(
-            f"≈ {short(round(errors)) if errors >= 10 else short(errors)}",
+            f"≈ {expected_rows(errors)}",
             "wrong labels in all",
-            f"{percent(errors / rows)} of the data; between {short(low)} and {short(high)}",
+            f"{percent(errors / rows)} of the data; between {expected_rows(low)} and {expected_rows(high)}",
         ),
     ]
     precision = detection.get("estimated_precision")
