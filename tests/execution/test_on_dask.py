@@ -76,8 +76,13 @@ def data(client: Any) -> set[str]:
 
 
 def settled(client: Any, workers: int) -> None:
-    """Wait for what a nanny starts again."""
-    wait_until(lambda: len(client.nthreads()) == workers)
+    """Wait for what a nanny starts again, or the cluster does where a nanny has given up."""
+
+    def there() -> bool:
+        client.cluster.scale(workers)  # changes nothing while as many nannies are there
+        return len(client.nthreads()) == workers
+
+    wait_until(there)
 
 
 class TestPlacement:
