@@ -58,6 +58,8 @@ _EKFAC_ITERATIONS = 30
 _EKFAC_COPIES, _EKFAC_COPIES_A_SLOT = 4.0, 2.0
 # Matrices (d, d) that each of the forms takes that leverages stack, where logits interact.
 _COPIES_A_PAIR = 2.5
+# Blocks of test points are made so many times smaller at most for dense matrices to fit beside them.
+_FEWER_AT_MOST = 4
 # Rows of the list that get evidence, as far as a plan can tell.
 _LISTED = 5000
 _INTERPRETER = 512 * 1024**2
@@ -340,6 +342,10 @@ def make_plan(config: AuditConfig, train: Dataset, n_test: int, classes: tuple[A
     shape = hessian_shape(loss, d)
     one = 8.0 * shape.blocks * shape.size**2
     forms = slots * _form_bytes(loss, d, shape.blocks)
+    # Smaller blocks of test points cost little; without the matrices each point takes a solve of its own.
+    fewer = int(block - (fixed + copies * one + forms - usable) / column)
+    if block > fewer >= max(1, block // _FEWER_AT_MOST):
+        block, fixed = fewer, fixed - (block - fewer) * column
     choice = choose(
         config.solver.kind,
         shape,

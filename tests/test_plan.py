@@ -46,6 +46,21 @@ def plan(data: Path, **changes: Any) -> Plan:
     return plan_audit(prepare(load_config(config(data, **changes))))[1]
 
 
+def test_blocks_of_test_points_make_room_for_matrices(data: Path) -> None:
+    """At the least memory that the matrices fit in, blocks are smaller: by a little more they are whole."""
+    model = {"features": {"kind": "random_fourier", "components": 600}}
+    made = [
+        plan(data, model=model, memory_limit=f"{mebibytes}MiB", shard_rows=1_000)
+        for mebibytes in range(300, 1_000, 4)
+    ]
+    dense = [one for one in made if one.inverse_bytes]
+    assert 0 < len(dense) < len(made)
+    assert made[-len(dense) :] == dense
+    whole = made[-len(dense) - 1].block
+    assert whole // 4 <= dense[0].block < whole
+    assert all(stage.memory <= one.limit for one in made for stage in one.stages)
+
+
 def test_sizes_and_stages(data: Path) -> None:
     made = plan(data, shard_rows=3_000)
     assert (made.sizes.n, made.sizes.d, made.sizes.k, made.sizes.m) == (10_000, 31, 5, 1_000)

@@ -18,7 +18,7 @@ from tests.conftest import ArraySource
 
 HARMFUL = [9309, 6463, 11720, 10878, 10648, 7869]
 # Test points for the solver that is slow.
-FEW = 256
+FEW = 160
 HELPFUL = [3441, 932, 2799, 3200, 1147, 9394]
 
 
