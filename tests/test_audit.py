@@ -146,8 +146,9 @@ def test_small_memory_gives_the_same(samples: Path, tmp_path: Path, monkeypatch:
 
 
 def test_direct_that_does_not_fit_is_refused_with_what_to_change(samples: Path, tmp_path: Path) -> None:
-    with pytest.raises(RunError, match=r"Remedy: raise memory_limit, or set solver.kind: cg"):
-        _audit(samples, "digits", tmp_path, "memory_limit=92MiB", "solver.kind=direct")
+    features = "model.features={kind: random_fourier, components: 400}"
+    with pytest.raises(RunError, match=r"leaves \d+ MiB. Remedy: raise memory_limit, or set solver.kind: cg"):
+        _audit(samples, "digits", tmp_path, "memory_limit=200MiB", "solver.kind=direct", features)
 
 
 def test_a_limit_that_nothing_fits_into_is_refused(samples: Path, tmp_path: Path) -> None:

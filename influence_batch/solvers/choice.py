@@ -74,7 +74,7 @@ def choose(
     if kind == "direct" and dense > memory:
         raise RunError(
             f"solver.kind: direct needs {dense / 2**20:.0f} MiB for dense matrices, and memory_limit leaves "
-            f"{memory / 2**20:.0f} MiB. Remedy: raise memory_limit, or set solver.kind: cg."
+            f"{max(memory, 0.0) / 2**20:.0f} MiB. Remedy: raise memory_limit, or set solver.kind: cg."
         )
     if kind != "auto":
         return Choice(kind, "asked for in the config", dense, direct, cg)
