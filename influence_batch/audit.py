@@ -63,6 +63,7 @@ from influence_batch.stages import (
     Data,
     Explained,
     Found,
+    Groups,
     Listing,
     Model,
     Outcome,
@@ -151,7 +152,7 @@ def run(
             listing = rank(data, reading)
         with clock("evidence"):
             evidence = wrap("evidence", support)(data, model, explained, crossed, reading, listing)
-        groups: list[Mapping[str, Any]] = []
+        groups = Groups()
         if config.group_by:
             with clock("groups"):
                 groups = wrap("groups", compare_groups)(

@@ -21,9 +21,8 @@ def check_gates(gates: GatesConfig, run: Mapping[str, Any]) -> list[dict[str, An
     detection, checked = run["detection"], run["self_check"]
     error_rate = detection["estimated_errors"] / run["train"]["rows"]
     correlation = None if checked is None else checked["correlation"]
-    points = run["solver"]["unconverged_test_points"]
-    leverages = run["solver"].get("unconverged_leverages", 0)
-    missed = f"{points} test points" + (f" and {leverages} solves for leverages" if leverages else "")
+    missed = _unconverged(run["solver"])
+    kinds = " and ".join(f"{count} {what}" for what, count in missed.items())
     if checked is None:
         said = "there was no self-check (self_check: 20 asks for one)"
     elif correlation is None:
@@ -34,7 +33,7 @@ def check_gates(gates: GatesConfig, run: Mapping[str, Any]) -> list[dict[str, An
         "error_rate": (error_rate, f"the estimated share of wrong labels is {error_rate:.4g}"),
         "suspects": (detection["n_suspects"], f"the list has {detection['n_suspects']} rows"),
         "self_check": (correlation, said),
-        "unconverged": (points + leverages, f"{missed} missed the solver's tolerance"),
+        "unconverged": (sum(missed.values()), f"{kinds} missed the solver's tolerance"),
         **_since_last_run(run.get("history") or {"previous_run": None}),
     }
     results = []
@@ -57,6 +56,16 @@ def check_gates(gates: GatesConfig, run: Mapping[str, Any]) -> list[dict[str, An
             }
         )
     return results
+
+
+def _unconverged(solver: Mapping[str, Any]) -> dict[str, int]:
+    """How many solves of which kind missed their tolerance: test points, and others where there are any."""
+    others = {
+        "solves for leverages": solver.get("unconverged_leverages", 0),
+        "steps without a group": solver.get("unconverged_groups", 0),
+        "solve for the mean of the test points": int(not solver.get("mean_influence_converged", True)),
+    }
+    return {"test points": solver["unconverged_test_points"]} | {k: v for k, v in others.items() if v}
 
 
 def _since_last_run(history: Mapping[str, Any]) -> dict[str, tuple[float, str]]:

@@ -13,8 +13,8 @@ import pyarrow.compute as pc
 from influence_batch.detection import Reading
 from influence_batch.detection.suspects import interval
 from influence_batch.execution.parts import blocks
-from influence_batch.solvers import ConjugateGradient
-from influence_batch.stages import Crossed, Data, Explained, Listing, Model
+from influence_batch.solvers import ConjugateGradient, SolveResult
+from influence_batch.stages import Crossed, Data, Explained, Groups, Listing, Model
 
 # Groups of a column, the largest first, whose influence is computed with their own curvature: each takes some
 # passes over the data.
@@ -22,6 +22,8 @@ _MOST_CURVED = 50
 # A group's rate is drawn towards that of all, as if by so many rows.
 _PSEUDO_ROWS = 20.0
 _EM_STEPS = 50
+# Relative residual of a group's Newton step.
+_RTOL = 1e-6
 
 
 def compare_groups(
@@ -32,8 +34,12 @@ def compare_groups(
     reading: Reading,
     listing: Listing,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> list[Mapping[str, Any]]:
-    """Columns of the table `groups`, a block for each column of `group_by`."""
+) -> Groups:
+    """Every group of every column of `group_by`.
+
+    Raises:
+        SolverError: a group's step missed its tolerance, unless solver.on_unconverged is `flag`.
+    """
     n = data.train.n_rows
     everything = slice(0, n)
     influence, _ = crossed.mean_over_others(
@@ -44,6 +50,7 @@ def compare_groups(
     p = np.asarray(reading.p_mislabeled)
     whole = max(float(p.mean()), 1e-300)
     tables: list[Mapping[str, Any]] = []
+    unconverged = 0
     for name, column in zip(data.prepared.config.group_by, data.train_inspection.groups, strict=True):
         values, codes = _encoded(column, n)
         g = len(values)
@@ -57,7 +64,13 @@ def compare_groups(
         largest = [int(group) for group in np.argsort(-rows, kind="stable")[:_MOST_CURVED] if rows[group] < n]
         for done, group in enumerate(largest):
             progress(done, len(largest))
-            curved[group] = _left_out(data, model, explained, crossed, codes == group)
+            result = _left_out(model, explained, codes == group)
+            if data.prepared.config.solver.on_unconverged == "raise":
+                result.require_converged()
+            if result.converged[0]:
+                curved[group] = float(crossed.mean_gradient @ result.solution[:, 0])
+            else:
+                unconverged += 1
         tables.append(
             {
                 "group_by": pa.array([name] * g, pa.string()),
@@ -73,7 +86,7 @@ def compare_groups(
                 "mean_test_group_influence": curved[order],
             }
         )
-    return tables
+    return Groups(tables, unconverged)
 
 
 def _encoded(column: Any, n: int) -> tuple[pa.Array, np.ndarray]:
@@ -103,8 +116,8 @@ def _errors(p: np.ndarray, codes: np.ndarray, rows: np.ndarray) -> np.ndarray:
     return expected
 
 
-def _left_out(data: Data, model: Model, explained: Explained, crossed: Crossed, members: np.ndarray) -> float:
-    """The rise of the mean test loss when a group is left out, by one Newton step without it.
+def _left_out(model: Model, explained: Explained, members: np.ndarray) -> SolveResult:
+    """What the weights gain when a group is left out, by one Newton step without it.
 
     J without the group has the gradient `-(1/n') (sum of the group's g_i + |G| l2 w)` at the optimum of
     J, and the Hessian of the rows that stay (Koh et al. 2019).
@@ -112,6 +125,4 @@ def _left_out(data: Data, model: Model, explained: Explained, crossed: Crossed, 
     stays = replace(model.objective, example_weights=(~members).astype(np.float64))
     objective, weights = explained.as_preconditioner(stays), model.fit.weights
     gradient = objective.at(weights).gradient
-    solver = ConjugateGradient(objective.hessian(weights), rtol=1e-6)
-    step = -solver.solve(gradient[:, None]).require_converged().solution[:, 0]
-    return float(crossed.mean_gradient @ step)
+    return ConjugateGradient(objective.hessian(weights), rtol=_RTOL).solve(-gradient[:, None])

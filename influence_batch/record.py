@@ -97,6 +97,7 @@ def run_record(
             "unconverged_test_points": int(np.count_nonzero(~points["converged"])),
             "unconverged_leverages": explained.train.unconverged
             + found.reading.refit.get("unconverged_leverages", 0),
+            "unconverged_groups": found.groups.unconverged,
             "mean_influence_converged": bool(crossed.mean_solve.converged[0]),
             "detail": crossed.mean_solve.detail,
             "approximation_error": None if explained.error is None else asdict(explained.error),
@@ -114,7 +115,7 @@ def run_record(
         "self_check": found.self_check,
         "notes": [
             *_note_on_check(found.self_check),
-            *_notes(data, model, explained, crossed, found.reading, n_test),
+            *_notes(data, model, explained, crossed, found, n_test),
         ],
         "seconds": {stage: round(value, 4) for stage, value in seconds.items()},
         "peak_memory_bytes": _peak_memory(),
@@ -192,7 +193,7 @@ def _power(data: Data, reading: Reading, suspect: np.ndarray) -> dict[str, Any]:
 
 
 def _notes(
-    data: Data, model: Model, explained: Explained, crossed: Crossed, reading: Reading, n_test: int
+    data: Data, model: Model, explained: Explained, crossed: Crossed, found: Found, n_test: int
 ) -> list[str]:
     """What a reader of the report must know, in sentences."""
     config = data.prepared.config
@@ -244,13 +245,18 @@ def _notes(
         )
     if explained.train.unconverged:
         notes.append(_note_on_leverages(explained.train))
-    if missed := reading.refit.get("unconverged_leverages", 0):
+    if missed := found.reading.refit.get("unconverged_leverages", 0):
         notes.append(
             f"{missed} solves for leverages of the refit missed the solver's tolerance; p_mislabeled is made "
             "of them and not to be relied on."
         )
     if not crossed.mean_solve.converged[0]:
         notes.append("mean_test_influence missed the solver's tolerance and is not to be relied on.")
+    if missed := found.groups.unconverged:
+        notes.append(
+            f"Leaving out {missed} of the groups missed its solver's tolerance; their "
+            "mean_test_group_influence has no value."
+        )
     return notes
 
 

@@ -200,18 +200,30 @@ class Evidence:
 
 
 @dataclass(frozen=True)
+class Groups:
+    """Groups of rows, compared.
+
+    Attributes:
+        tables: columns of the table `groups`, a block for each column of `group_by`.
+        unconverged: steps without a group that missed their tolerance; what rests on them is NaN.
+    """
+
+    tables: Sequence[Mapping[str, Any]] = ()
+    unconverged: int = 0
+
+
+@dataclass(frozen=True)
 class Found:
     """What detection hands to the report.
 
     Attributes:
-        groups: columns of the table `groups`, a block for each column of `group_by`.
         self_check: predicted against real change, None where it was not asked for.
     """
 
     reading: Reading
     listing: Listing
     evidence: Evidence
-    groups: Sequence[Mapping[str, Any]] = ()
+    groups: Groups = Groups()
     self_check: Mapping[str, Any] | None = None
 
 

@@ -78,8 +78,8 @@ def write(
         tables_of_page["depths"] = depth_columns(found.reading, listing.rank, n_listed, data.settled)
         for name, columns in tables_of_page.items():
             writer.write_table(name, columns)
-        if found.groups:
-            writer.write_blocks("groups", found.groups)
+        if found.groups.tables:
+            writer.write_blocks("groups", found.groups.tables)
         writer.write_table("test_points", crossed.test_points)
         intercept = config.model.intercept
         weights = model.fit.weights
@@ -92,7 +92,7 @@ def write(
     page = None
     if config.report.page:
         with clock("page"):
-            names = ("suspects", *tables_of_page, *(("groups",) if found.groups else ()))
+            names = ("suspects", *tables_of_page, *(("groups",) if found.groups.tables else ()))
             written = {name: writer.read_table(name) for name in names}
             page = gather_page(
                 data, model, crossed, found, written.pop("suspects"), written, writer.started, told

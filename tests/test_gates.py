@@ -68,6 +68,21 @@ def test_a_limit_is_accepted_and_no_more(gate: str, limit: float, passed: bool, 
     assert failed_gates({"gates": [found]}) == ([] if passed else [found["reason"]])
 
 
+def test_each_kind_of_solve_counts_for_unconverged() -> None:
+    run = _run()
+    run["solver"] |= {
+        "unconverged_leverages": 5,
+        "unconverged_groups": 1,
+        "mean_influence_converged": False,
+    }
+    [found] = check_gates(GatesConfig.model_validate({"unconverged": 8}), run)
+    assert (found["found"], found["passed"]) == (9, False)
+    assert found["reason"] == (
+        "gates.unconverged: 2 test points and 5 solves for leverages and 1 steps without a group and "
+        "1 solve for the mean of the test points missed the solver's tolerance; accepted: at most 8"
+    )
+
+
 @pytest.mark.parametrize(
     ("before", "now", "limit", "passed"),
     [

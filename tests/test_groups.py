@@ -11,7 +11,7 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 import influence_batch
-from influence_batch import InputError
+from influence_batch import InputError, RunError
 
 CLASSES = 3
 
@@ -107,6 +107,24 @@ def test_group_influence_is_what_retraining_shows(folder: Path, report: influenc
     errors = [np.abs(np.array(found) - np.array(real)).max() for found in (curved, first)]
     assert errors[0] < 0.35 * np.abs(real).max()
     assert errors[0] < errors[1]
+
+
+def test_a_step_that_misses_its_tolerance_is_refused_or_flagged(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No step reaches a tolerance below rounding."""
+    monkeypatch.setattr("influence_batch.groups._RTOL", 1e-19)
+    with pytest.raises(RunError, match=r"missed the tolerance 1e-19.*Remedy"):
+        _audit(folder, tmp_path / "a", group_by="vendor")
+    assert not (tmp_path / "a").exists()
+    report = _audit(folder, tmp_path, group_by="vendor", gates={"unconverged": 3})
+    missed = int(report.groups.mean_test_group_influence.isna().sum())
+    assert missed == report.run["solver"]["unconverged_groups"] == 4
+    assert report.groups.mean_test_influence.notna().all()
+    [gate] = report.run["gates"]
+    assert gate["reason"].startswith("gates.unconverged: 0 test points and 4 steps without a group missed")
+    assert not gate["passed"]
+    assert any(note.startswith("Leaving out 4 of the groups missed") for note in report.run["notes"])
 
 
 def test_predictions_pass_the_check(report: influence_batch.Report) -> None:
