@@ -12,9 +12,13 @@ from influence_batch.dataset.shards import Dataset, Shard
 from influence_batch.execution import Executor, Reduction
 from influence_batch.execution.reduction import Rows
 from influence_batch.influence.chunks import row_chunks
+from influence_batch.threads import in_threads
 
-# Bytes of a block of distances.
-_BLOCK_BYTES = 4 * 1024**2
+# Examples in question that a thread works on at a time, and bytes of a block of their squared distances.
+_TOGETHER, _BLOCK_BYTES = 512, 4 * 1024**2
+# Products are of float32 where their rounding is less than this share of a typical squared distance, no norm
+# overflows, and they leave less than this share of the pairs to be looked at.
+_LITTLE, _MOST_SQUARE, _MANY = 2.0**-8, 1e30, 1.0 / 32.0
 # Distances that differ by less, relative to themselves, are equal: rows are in train's order then.
 _ROUNDED = 2.0**-32
 # Those that are less, relative to the example's norm, are 0.
@@ -45,6 +49,10 @@ class _State(NamedTuple):
     suggested: np.ndarray
     most: int
 
+    def taken(self, some: slice) -> _State:
+        """Of some of the examples."""
+        return _State(self.features[some], self.rows[some], self.given[some], self.suggested[some], self.most)
+
 
 def nearest(
     dataset: Dataset,
@@ -74,23 +82,40 @@ def _none(e: int, count: int) -> Neighbors:
 
 
 def _shard_nearest(shard: Shard, state: _State, rows: Rows) -> Neighbors:
-    """Products of matrices say which rows may be among the nearest; of these distances are made exactly."""
-    e, d = state.features.shape
+    e = len(state.rows)
+    parts = in_threads(
+        lambda some: _nearest_of_some(shard, state.taken(some)),
+        [slice(at, min(at + _TOGETHER, e)) for at in range(0, e, _TOGETHER)],
+    )
+    return Neighbors(
+        np.concatenate([part.rows for part in parts], axis=1),
+        np.concatenate([part.distances for part in parts], axis=1),
+    )
+
+
+def _nearest_of_some(shard: Shard, state: _State) -> Neighbors:
+    """Products of matrices say which rows may be among the nearest; of these distances are made exactly.
+
+    Products of float32 do where their rounding is small next to the distances that are known, until they
+    leave too much to be looked at: rows that are as far as one another, say.
+    """
+    e = len(state.rows)
     total = _none(e, state.most)
     step = max(1, int(_BLOCK_BYTES / (8 * max(e, 1))))
-    own_squares = np.square(state.features).sum(axis=1)
+    norms = np.linalg.norm(state.features, axis=1)
+    products = _Products(state.features)
+    single = True
     for start in range(0, len(shard.features), step):
         block, labels = shard.features[start : start + step], shard.targets[start : start + step]
         numbers = shard.start + start + np.arange(len(block))
-        block_squares = np.square(block).sum(axis=1)
-        squares = state.features @ (-2.0 * block).T
-        squares += block_squares
-        squares += own_squares[:, None]
-        slack = (own_squares + block_squares.max()) * ((d + 8) * np.finfo(np.float64).eps)
+        worst = total.distances[:, :, -1]
+        squares, slack = products.squares(block, np.square(np.median(worst)) if single else 0.0)
         pairs = _Pairs(squares, slack, labels, numbers, state)
         places, distances = np.full(total.rows.shape, -1), np.full(total.rows.shape, np.inf)
-        for kind, (which, place) in enumerate(pairs.that_may_be_nearer(total.distances[:, :, -1])):
-            exact = _distances(state.features, block, which, place, own_squares)
+        looked_at = 0
+        for kind, (which, place) in enumerate(pairs.that_may_be_nearer(worst)):
+            looked_at += len(which)
+            exact = _distances(state.features, block, which, place, norms)
             order = np.lexsort((place, _comparable(exact), which))
             which, place, exact = which[order], place[order], exact[order]
             counts = np.bincount(which, minlength=e)
@@ -98,6 +123,7 @@ def _shard_nearest(shard: Shard, state: _State, rows: Rows) -> Neighbors:
             first = rank < state.most
             at = (kind, which[first], rank[first])
             places[at], distances[at] = numbers[place[first]], exact[first]
+        single = single and (squares.dtype != np.float32 or looked_at <= squares.size * _MANY)
         # Further down a shard few examples find a nearer one.
         some = np.flatnonzero((places[:, :, 0] >= 0).any(axis=0))
         nearer = _nearer(
@@ -106,6 +132,52 @@ def _shard_nearest(shard: Shard, state: _State, rows: Rows) -> Neighbors:
         )
         total.rows[:, some], total.distances[:, some] = nearer.rows, nearer.distances
     return total
+
+
+class _Products:
+    """Squared distances of e examples from others, by products of matrices.
+
+    All are seen from the examples' mean: far from the origin products would be all rounding.
+
+    Args:
+        features: (e, d).
+    """
+
+    def __init__(self, features: np.ndarray) -> None:
+        self._mean = features.mean(axis=0)
+        centred = features - self._mean
+        self._squares = np.einsum("ij,ij->i", centred, centred)
+        # |a - b|^2 as one product of (a, |a|^2, 1) and (-2 b, 1, |b|^2).
+        self._left = np.column_stack([centred, self._squares, np.ones(len(features))])
+        self._single: np.ndarray | None = None
+
+    def squares(self, block: np.ndarray, typical: float) -> tuple[np.ndarray, np.ndarray]:
+        """Squared distances (e, b), and by how much each example's are off at most (e,).
+
+        Args:
+            block: (b, d).
+            typical: they are of float32 where it rounds little next to that much, and this is finite.
+        """
+        d = block.shape[1]
+        right = np.empty((len(block), d + 2))
+        np.subtract(block, self._mean, out=right[:, :d])
+        right[:, d] = 1.0
+        np.einsum("ij,ij->i", right[:, :d], right[:, :d], out=right[:, d + 1])
+        norms = self._squares + right[:, d + 1].max()
+        right[:, :d] *= -2.0
+        slack = _slack(norms, d, np.float32)
+        if float(np.median(slack)) <= typical * _LITTLE < np.inf and norms.max() <= _MOST_SQUARE:
+            if self._single is None:
+                self._single = self._left.astype(np.float32)
+            return self._single @ right.astype(np.float32).T, slack
+        return self._left @ right.T, _slack(norms, d, np.float64)
+
+
+def _slack(norms: np.ndarray, d: int, dtype: type) -> np.ndarray:
+    """What rounding to a type and a sum of d + 2 products in any order can make of squared norms (e,)."""
+    kind = np.finfo(dtype)
+    slack: np.ndarray = (d + 12) * (norms * float(kind.eps) + 2.0 * float(kind.tiny))
+    return slack
 
 
 class _Pairs:
@@ -136,12 +208,18 @@ class _Pairs:
         unknown = ~np.isfinite(worst)
         known_bound = np.where(unknown, -np.inf, bound)
         # As a rule hardly any pair is near for some kind: the kinds are told apart among those only.
-        near = np.nonzero(self._squares < known_bound.max(axis=0)[:, None])
-        near_squares = self._squares[near]
+        flat = np.flatnonzero(self._squares < self._as_squares(known_bound.max(axis=0))[:, None])
+        near = np.divmod(flat, self._squares.shape[1])
+        near_squares = self._squares.ravel()[flat]
         for kind in range(len(worst)):
             chosen = self._allowed(kind, *near) & (near_squares < known_bound[kind, near[0]])
             found = near[0][chosen], near[1][chosen]
             yield self._with_unknown(kind, np.flatnonzero(unknown[kind]), found)
+
+    def _as_squares(self, bound: np.ndarray) -> np.ndarray:
+        """A bound in the type of the squared distances, not below what it is: types that differ take long."""
+        rounded = bound.astype(self._squares.dtype)
+        return np.nextafter(rounded, np.array(np.inf, rounded.dtype))
 
     def _with_unknown(
         self, kind: int, examples: np.ndarray, found: tuple[np.ndarray, np.ndarray]
@@ -169,7 +247,7 @@ class _Pairs:
 
 
 def _distances(
-    features: np.ndarray, block: np.ndarray, which: np.ndarray, place: np.ndarray, own_squares: np.ndarray
+    features: np.ndarray, block: np.ndarray, which: np.ndarray, place: np.ndarray, norms: np.ndarray
 ) -> np.ndarray:
     """Distances (c,) of pairs from differences, each the same wherever the rows stand.
 
@@ -180,7 +258,7 @@ def _distances(
     for part in row_chunks(len(which), 16.0 * features.shape[1]):
         difference = features[which[part]] - block[place[part]]
         distances[part] = np.sqrt(np.einsum("ij,ij->i", difference, difference))
-    distances[distances <= _NOTHING * np.sqrt(own_squares)[which]] = 0.0
+    distances[distances <= _NOTHING * norms[which]] = 0.0
     return distances
 
 

@@ -272,8 +272,8 @@ TABLES: Mapping[str, tuple[Column, ...]] = {
             "mean_test_group_influence",
             _F,
             "the same with the curvature of the rows that stay, which holds for large groups too; null "
-            "beyond the 50 largest groups of a column, for a group of all rows, and where the solve missed its "
-            "tolerance (run.json: unconverged_groups)",
+            "beyond the 50 largest groups of a column, for a group of all rows, and where the solve missed "
+            "its tolerance (run.json: unconverged_groups)",
         ),
     ),
     "cross_influence": (

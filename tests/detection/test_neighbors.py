@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.spatial.distance import cdist, mahalanobis
 
-from influence_batch.detection.neighbors import GIVEN, OTHER, SUGGESTED, nearest
+from influence_batch.detection.neighbors import GIVEN, OTHER, SUGGESTED, _Products, nearest
 from influence_batch.detection.typicality import class_distances, outlying
 from influence_batch.execution import InProcessExecutor
 from influence_batch.execution.parts import InMemoryStore
@@ -41,6 +41,43 @@ def test_neighbours_are_those_of_all_distances(sizes: list[int] | int, executor:
         expected = np.argsort(masked, axis=1)[:, :3]
         np.testing.assert_array_equal(found.rows[kind], expected)
         np.testing.assert_allclose(found.distances[kind], np.take_along_axis(masked, expected, axis=1))
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e10, 1e-25, 1e25])
+def test_products_of_float32_leave_no_neighbour_out(
+    scale: float, executor: InProcessExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Distances that differ by less than float32 tells, and examples that it cannot hold."""
+    random = np.random.default_rng(2)
+    centres = random.standard_normal((20, 12))
+    features = np.repeat(centres, 100, axis=0) + 1e-6 * random.standard_normal((2000, 12))
+    features[:1400] = random.standard_normal((1400, 12))
+    source = _Classes(scale * (5.0 + features)[random.permutation(2000)], random.integers(0, 3, 2000), 900)
+    rows = np.arange(0, 2000, 40)
+    given, suggested = source.targets[rows], (source.targets[rows] + 1) % 3
+    monkeypatch.setattr("influence_batch.detection.neighbors._TOGETHER", 20)
+    monkeypatch.setattr("influence_batch.detection.neighbors._BLOCK_BYTES", 8 * 20 * 250)
+    types, squares = set(), _Products.squares
+
+    def watched(self: _Products, block: np.ndarray, typical: float) -> tuple[np.ndarray, np.ndarray]:
+        found, slack = squares(self, block, typical)
+        types.add(found.dtype)
+        true = cdist(self._left[:, :-2], block - self._mean, "sqeuclidean")
+        assert np.all(np.abs(found - true) <= slack[:, None])
+        return found, slack
+
+    monkeypatch.setattr(_Products, "squares", watched)
+    found = nearest(source, executor, source.features[rows], rows, given, suggested, 3)
+    assert (np.dtype(np.float32) in types) == (scale in (1.0, 1e10))
+    distances = cdist(source.features[rows], source.features)
+    distances[np.arange(len(rows)), rows] = np.inf
+    for kind, allowed in (
+        (GIVEN, source.targets == given[:, None]),
+        (SUGGESTED, source.targets == suggested[:, None]),
+        (OTHER, source.targets != given[:, None]),
+    ):
+        masked = np.where(allowed, distances, np.inf)
+        np.testing.assert_array_equal(found.rows[kind], np.argsort(masked, axis=1)[:, :3])
 
 
 def test_a_duplicate_is_at_distance_zero_and_what_is_not_there_is_told(executor: InProcessExecutor) -> None:
