@@ -3,9 +3,9 @@
     pip install '.[test]'        # and Debian's chromium and chromium-driver
     python tests/benchmarks/page.py ../shared/data/mnist.npz
 
-Audits MNIST's training set with a twentieth of its labels changed to any other, images in the report. Prints the
-rows of the list, the size of report.html, and, over some visits, seconds from navigation to a table that has
-been sorted by a click. Whatever the browser logs, errors of the page among them, is printed too.
+Audits MNIST's training set with a twentieth of its labels changed to any other, images in the report. Prints
+the rows of the list, the size of report.html, and, over some visits, seconds from navigation to a table that
+has been sorted by a click. Whatever the browser logs, errors of the page among them, is printed too.
 """
 
 from __future__ import annotations
