@@ -27,7 +27,8 @@ class GatesConfig(Section):
     unconverged: Int | None = Field(
         None,
         ge=0,
-        description="a whole number, 0 or more: most test points and leverages that missed solver.rtol",
+        description="a whole number, 0 or more: most solves that missed their tolerance, of test points, "
+        "leverages and groups",
     )
     new_suspects: Int | None = Field(
         None, ge=0, description="a whole number, 0 or more: most rows on the list that no earlier run listed"
