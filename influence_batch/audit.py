@@ -280,8 +280,9 @@ def check_approximation(data: Data, model: Model, explained: Explained) -> Expla
 def detect(data: Data, model: Model, explained: Explained, progress: Progress = quiet) -> Reading:
     """Read the leave-one-out predictions; where errors are sure, refit without the suspects and read again.
 
-    A refit would make the suspects of a guess look like errors for sure, so there the first reading stands.
-    Verdicts, where there are enough, calibrate the reading that stands.
+    Read then is the mean of both models: the audited one sides with the errors that it saw, the other one
+    against right labels that it did not. The suspects of a guess would look like errors for sure, so there
+    the first reading stands. Verdicts, where there are enough, calibrate the reading that stands.
 
     Raises:
         RunError: the refit did not reach its optimum.
@@ -302,12 +303,22 @@ def detect(data: Data, model: Model, explained: Explained, progress: Progress = 
         keep,
         _READ_OF_NUMBERS if data.prepared.regression else _READ_OF_CLASSES,
     )
-    second = _read(data, model, again.weights, again.influence, given, "refit-reading")
+    weights, influence = again.weights, again.influence
+    if not data.prepared.regression:
+        weights = (model.fit.weights + weights) / 2
+        influence = replace(
+            influence, loo_logits=Mapped(_mean, explained.train.loo_logits, influence.loo_logits)
+        )
+    second = _read(data, model, weights, influence, given, "refit-reading")
     progress("detect", 2, 2)
     if second.basis == "prior":
         return _completed(data, first, explained.train, given)
     second = replace(with_loo_of(second, first), refit=again.figures)
-    return _completed(data, second, again.influence, given)
+    return _completed(data, second, influence, given)
+
+
+def _mean(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    return (one + other) / 2
 
 
 def rank(data: Data, reading: Reading) -> Listing:
@@ -367,7 +378,7 @@ def _scores(data: Data, influence: TrainInfluence) -> Mapped:
         # Of many classes they are kept as float32, in which odds overflow.
         return data.loss.class_scores(logits.astype(np.float64, copy=False))
 
-    return Mapped(influence.loo_logits, of_logits)
+    return Mapped(of_logits, influence.loo_logits)
 
 
 # What a reading takes of leave-one-out predictions.

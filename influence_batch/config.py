@@ -248,7 +248,9 @@ class InfluenceConfig(_Section):
 
 
 class DetectionConfig(_Section):
-    threshold: _Float = Field(0.5, ge=0, le=1, description="a number from 0 to 1 on p_mislabeled")
+    # At the edge of the list one row in three is wrong: an error that is missed costs more than a row that is
+    # looked at for nothing, and mean F1 is at its highest there (README, "Measured").
+    threshold: _Float = Field(0.33, ge=0, le=1, description="a number from 0 to 1 on p_mislabeled")
     budget: _Int | None = Field(
         None,
         ge=1,

@@ -82,11 +82,12 @@ def test_planted_errors_are_found(
     assert (right == planted.loc[sorted(found), "true_label"]).mean() > 0.9
 
 
-@pytest.mark.parametrize(("kind", "least_f1"), [("softmax", 0.85), ("smooth_hinge", 0.85), ("squared", 0.6)])
+@pytest.mark.parametrize("kind", ["softmax", "smooth_hinge", "squared"])
 @pytest.mark.parametrize("solver", ["direct", "cg"])
 def test_every_model_finds_them_with_every_solver(
-    samples: Path, tmp_path: Path, kind: str, solver: str, least_f1: float
+    samples: Path, tmp_path: Path, kind: str, solver: str
 ) -> None:
+    planted = set(_planted(samples, "breast_cancer").id)
     report = _audit(
         samples,
         "breast_cancer",
@@ -94,10 +95,9 @@ def test_every_model_finds_them_with_every_solver(
         f"model.kind={kind}",
         "model.l2=0.01",
         f"solver.kind={solver}",
+        f"detection.budget={len(planted)}",
     )
-    planted = set(_planted(samples, "breast_cancer").id)
-    found = set(report.suspects.id) & planted
-    assert 2 * len(found) / (len(report.suspects) + len(planted)) >= least_f1
+    assert len(set(report.suspects.id) & planted) >= 0.85 * len(planted) == 0.85 * len(report.suspects)
     assert report.run["solver"]["kind"] == solver
     assert report.test_points.converged.all()
 
@@ -336,8 +336,9 @@ def test_leverages_that_missed_the_tolerance_are_flagged(
     points = report.run["solver"]["unconverged_test_points"]
     for gate in report.run["gates"]:
         if gate["gate"] == "unconverged":
-            assert (gate["found"], gate["passed"]) == (points + missed, False)
-            assert f"{points} test points and {missed} solves for leverages missed" in gate["reason"]
+            mean = not report.run["solver"]["mean_influence_converged"]
+            assert (gate["found"], gate["passed"]) == (points + missed + mean, False)
+            assert f"{points} test points and {missed} solves for leverages" in gate["reason"]
     figures = report.examples.select_dtypes("number").drop(columns=["rank"])
     assert np.isfinite(figures[["self_influence", "loo_probability", "p_mislabeled"]]).all(axis=None)
 

@@ -77,7 +77,7 @@ def test_defaults(file: Path, tmp_path: Path) -> None:
             "damping": 0.0,
             "test_sample": 1000,
         },
-        "detection": {"threshold": 0.5, "budget": None, "target_precision": None, "evidence": 5000},
+        "detection": {"threshold": 0.33, "budget": None, "target_precision": None, "evidence": 5000},
         "group_by": [],
         "self_check": 0,
         "gates": dict.fromkeys(GatesConfig.model_fields),

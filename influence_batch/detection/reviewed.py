@@ -145,7 +145,7 @@ def _line(reading: Reading, verdicts: Verdicts) -> Calibration:
 
 def _log_odds_of(reading: Reading) -> Any:
     """Log-odds (n,) of a wrong label, as a column."""
-    return reading.doubt if reading.outliers is None else Mapped(reading.p_mislabeled, _log_odds)
+    return reading.doubt if reading.outliers is None else Mapped(_log_odds, reading.p_mislabeled)
 
 
 def _calibrated(reading: Reading, verdicts: Verdicts, line: Calibration) -> Reading:

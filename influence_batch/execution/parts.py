@@ -216,16 +216,16 @@ class StoredColumn:
 
 
 class Mapped:
-    """A column with a function of a block of its rows in the place of each block."""
+    """A column that is a function of the same rows of one or more others, made as it is read."""
 
-    def __init__(self, column: Any, function: Callable[[np.ndarray], np.ndarray]) -> None:
-        self._column, self._function = column, function
+    def __init__(self, function: Callable[..., np.ndarray], *columns: Any) -> None:
+        self._function, self._columns = function, columns
 
     def __len__(self) -> int:
-        return len(self._column)
+        return len(self._columns[0])
 
     def __getitem__(self, rows: slice) -> np.ndarray:
-        return self._function(self._column[rows])
+        return self._function(*(column[rows] for column in self._columns))
 
 
 def take(column: Any, rows: np.ndarray) -> Values:

@@ -43,7 +43,7 @@ def test_the_form_has_the_keys_of_the_config_with_its_values(file: Path) -> None
     defaults = {name: entry["default"] for name, entry in entries.items()}
     expected = {
         "detection.budget": 40,
-        "detection.threshold": 0.5,
+        "detection.threshold": 0.33,
         "detection.target_precision": None,
         "model.l2": 0.001,
         "solver.kind": "cg",
