@@ -47,8 +47,10 @@ class InProcessExecutor:
         rows: Mapping[str, RowArray] | None = None,
     ) -> T:
         total = reduction.empty()
-        for _, partial in self.map(source, reduction.map, state, rows):
-            total = reduction.combine(total, partial)
+        for index in range(source.n_shards):
+            known = state if reduction.informed is None else reduction.informed(state, total)
+            for _, partial in self.map(source, reduction.map, known, rows, [index]):
+                total = reduction.combine(total, partial)
         return reduction.finalize(total)
 
     def map(

@@ -60,12 +60,15 @@ class Reduction(Generic[T]):
         combine: associative; may use the memory of its left argument for the result.
         empty: the value of no shards at all.
         finalize: of the whole; the result of the reduction.
+        informed: `(state, total) -> state` of the next shard where those before are combined already; it may
+            spare `map` work, and changes nothing of the result. None where there is nothing to spare.
     """
 
     map: MapFunction[T]
     combine: Callable[[T, T], T]
     empty: Callable[[], T]
     finalize: Callable[[T], T] = as_it_is
+    informed: Callable[[Any, T], Any] | None = None
 
 
 class Executor(Protocol):

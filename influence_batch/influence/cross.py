@@ -87,15 +87,19 @@ class _State(NamedTuple):
     Attributes:
         solutions: (m, k, d) H^-1 of the test points' gradients.
         columns: (d, k, m) the same in float32, of norm 1; (d, k - 1, m) contrasts where logits interact.
+        norms: (m,) that the columns had, 1 where that is 0.
+        least: (2, m) strength that top_k examples are known to have in each direction, None where none is.
     """
 
     solutions: np.ndarray
     columns: np.ndarray
+    norms: np.ndarray
     n_total: float
     top_k: int
     estimator: Estimator
     labels: np.ndarray | None
     train_rows: np.ndarray
+    least: np.ndarray | None = None
 
 
 def test_gradients(objective: Objective, weights: np.ndarray, block: TestBlock) -> np.ndarray:
@@ -128,7 +132,7 @@ def cross_influence(
     solutions = _by_point(result.solution, objective.k)
     state = _State(
         solutions,
-        _columns(solutions, not objective.loss.separable, np.float32),
+        *_columns(solutions, not objective.loss.separable, np.float32),
         objective.n,
         top_k,
         estimator,
@@ -137,7 +141,7 @@ def cross_influence(
     )
     rows = {"residual": train.residual, "corrected": train.corrected_residual}
     m = len(block.targets)
-    reduction = Reduction(_shard_top_k, merge_top_k, lambda: _empty(m, top_k))
+    reduction = Reduction(_shard_top_k, merge_top_k, lambda: _empty(m, top_k), informed=_informed)
     return objective.executor.reduce(objective.dataset, reduction, state, rows), result
 
 
@@ -190,12 +194,19 @@ def _by_point(solution: np.ndarray, k: int) -> np.ndarray:
     return np.ascontiguousarray(solution.T).reshape(solution.shape[1], k, -1)
 
 
-def _columns(solutions: np.ndarray, contrasts: bool, dtype: type) -> np.ndarray:
-    """What scores are made with; see `_State`. Residuals of logits that interact sum to 0."""
+def _columns(solutions: np.ndarray, contrasts: bool, dtype: type) -> tuple[np.ndarray, np.ndarray]:
+    """What scores are made with, and norms (m,); see `_State`. Residuals of logits that interact sum to 0."""
     vectors = solutions[:, :-1] - solutions[:, -1:] if contrasts else solutions
     norms = np.linalg.norm(vectors.reshape(len(vectors), -1), axis=1)
-    scaled = vectors / np.where(norms > 0, norms, 1.0)[:, None, None]
-    return np.ascontiguousarray(scaled.transpose(2, 1, 0), dtype=dtype)
+    norms[norms == 0] = 1.0
+    scaled = vectors / norms[:, None, None]
+    return np.ascontiguousarray(scaled.transpose(2, 1, 0), dtype=dtype), norms
+
+
+def _informed(state: _State, total: TopK) -> _State:
+    """A later shard's pair is to be stronger than the last of the strongest so far."""
+    least = total.strength[:, :, -1]
+    return state._replace(least=np.where(least > 0, least, -np.inf))
 
 
 def _shard_top_k(shard: Shard, state: _State, rows: Rows) -> TopK:
@@ -204,7 +215,7 @@ def _shard_top_k(shard: Shard, state: _State, rows: Rows) -> TopK:
         return _screened(shard, state, state.columns, rows)
     except OutOfRangeError:
         contrasts = state.columns.shape[1] < state.solutions.shape[1]
-        return _screened(shard, state, _columns(state.solutions, contrasts, np.float64), rows)
+        return _screened(shard, state, _columns(state.solutions, contrasts, np.float64)[0], rows)
 
 
 def _screened(shard: Shard, state: _State, columns: np.ndarray, rows: Rows) -> TopK:
@@ -212,8 +223,10 @@ def _screened(shard: Shard, state: _State, columns: np.ndarray, rows: Rows) -> T
     total = _empty(m, top_k)
     residual = rows["corrected" if state.estimator == "leave_one_out" else "residual"]
     residual = residual[:, : columns.shape[1]]
-    residual = residual / (np.abs(residual).max(initial=0.0) or 1.0)
-    screen = Screen(columns, top_k)
+    largest = np.abs(residual).max(initial=0.0) or 1.0
+    residual = residual / largest
+    least = None if state.least is None else state.least * (state.n_total / largest) / state.norms
+    screen = Screen(columns, top_k, least)
 
     for part in row_chunks(len(shard.features), screen.bytes_per_row()):
 
@@ -317,8 +330,8 @@ def work_of_cross_influence(shard: Shard, loss: Loss, weights: np.ndarray, m: in
     """What one shard does for m test points; for measuring its time."""
     solution = np.random.default_rng(0).standard_normal((weights.size, m))
     solutions = _by_point(solution, loss.outputs)
-    columns = _columns(solutions, not loss.separable, np.float32)
+    columns, norms = _columns(solutions, not loss.separable, np.float32)
     n = float(len(shard.targets))
-    state = _State(solutions, columns, n, top_k, "leave_one_out", None, np.full(m, -1))
+    state = _State(solutions, columns, norms, n, top_k, "leave_one_out", None, np.full(m, -1))
     residual = loss.residual(linear.logits(weights, shard.features), shard.targets)
     _shard_top_k(shard, state, {"residual": residual, "corrected": residual})

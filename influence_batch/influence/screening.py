@@ -49,9 +49,11 @@ class Screen:
     Args:
         columns: (d, k, m) S_t of m test points, of norm 1 or 0; their type is that of the products.
         top_k: how many are wanted in each of two directions: negative scores, then positive ones.
+        least: (2, m) strength that so many others are known to have, in each direction; -infinity where that
+            is not known.
     """
 
-    def __init__(self, columns: np.ndarray, top_k: int) -> None:
+    def __init__(self, columns: np.ndarray, top_k: int, least: np.ndarray | None = None) -> None:
         d, k, m = columns.shape
         self._columns = columns.reshape(d, k * m)
         self._shape = (k, m)
@@ -61,6 +63,9 @@ class Screen:
         self._unit = 1.01 * (d + k + 6) * float(np.finfo(columns.dtype).eps) / 2
         self._error = 0.0
         self._best = np.full((2, m, top_k), -np.inf, columns.dtype)
+        if least is not None:
+            with np.errstate(over="ignore"):  # more than the type holds is more than any score
+                self._best[:] = least[:, :, None]
         self._kept: list[list[Pairs]] = [[], []]
         # Pairs that `_best` does not know of, rows so far, and those of them that it knows of.
         self._new: list[list[Pairs]] = [[], []]

@@ -59,7 +59,7 @@ def test_columns_are_what_was_written_in_any_order(tmp_path: Path, kind: str) ->
     np.testing.assert_array_equal(take(found["pair"], np.array([1, 3, 8])), expected["pair"][[1, 3, 8]])
     assert take(found["text"], np.array([0, 5])).to_pylist() == ["row 0", "row 5"]
     assert len(take(found["number"], np.array([], dtype=int))) == 0
-    np.testing.assert_array_equal(Mapped(found["number"], np.square)[2:4], [4, 9])
+    np.testing.assert_array_equal(Mapped(np.square, found["number"])[2:4], [4, 9])
 
 
 def test_the_next_process_finds_the_parts_that_were_finished(

@@ -7,7 +7,16 @@ import pytest
 
 from influence_batch.dataset.shards import Shard
 from influence_batch.influence import cross as cross_module
-from influence_batch.influence.cross import TopK, _by_point, _columns, _shard_top_k, _State
+from influence_batch.influence.cross import (
+    TopK,
+    _by_point,
+    _columns,
+    _empty,
+    _informed,
+    _shard_top_k,
+    _State,
+    merge_top_k,
+)
 from influence_batch.influence.screening import OutOfRangeError, Screen
 
 N, D, K, M, TOP_K = 3000, 12, 3, 7, 6
@@ -26,10 +35,20 @@ def _top_k(
 ) -> TopK:
     solutions = _by_point(solution, K)
     state = _State(
-        solutions, _columns(solutions, True, np.float32), 1.0, TOP_K, "first_order", labels, np.full(M, -1)
+        solutions, *_columns(solutions, True, np.float32), 1.0, TOP_K, "first_order", labels, np.full(M, -1)
     )
-    shard = Shard(0, features, np.arange(len(features)) % 5)
-    return _shard_top_k(shard, state, {"residual": residual, "corrected": 2.0 * residual})
+    targets, n = np.arange(len(features)) % 5, len(features)
+
+    def of(part: slice, state: _State) -> TopK:
+        rows = {"residual": residual[part], "corrected": 2.0 * residual[part]}
+        return _shard_top_k(Shard(part.start, features[part], targets[part]), state, rows)
+
+    whole, total = of(slice(0, n), state), _empty(M, TOP_K)
+    for start in range(0, n, -(-n // 4)):  # each shard knows of those before
+        total = merge_top_k(total, of(slice(start, min(start + -(-n // 4), n)), _informed(state, total)))
+    np.testing.assert_array_equal(total.rows, whole.rows)
+    np.testing.assert_allclose(total.first_order, whole.first_order, rtol=1e-12)
+    return whole
 
 
 def _expect_all_pairs(
@@ -121,15 +140,28 @@ def test_what_waits_is_computed_before_it_takes_much_memory(monkeypatch: pytest.
 
 def test_few_pairs_are_left_for_float64() -> None:
     features, residual, solution = _problem()
-    screen = Screen(_columns(_by_point(solution, K), True, np.float32), TOP_K)
+    screen = Screen(_columns(_by_point(solution, K), True, np.float32)[0], TOP_K)
     for start in range(0, N, 500):
         screen.add(features[start : start + 500], residual[start : start + 500, :-1], start)
     for pairs in screen.take():
         assert TOP_K * M <= len(pairs.rows) < 1.5 * TOP_K * M
 
 
+def test_what_is_known_to_be_too_weak_is_not_kept() -> None:
+    features, residual, solution = _problem()
+    columns, norms = _columns(_by_point(solution, K), True, np.float32)
+    scores = np.einsum("ik,ij,kjt->it", residual, features, solution.reshape(K, D, M)) / norms
+    least = np.sort(np.stack([-scores, scores]), axis=1)[:, -TOP_K]
+    screen = Screen(columns, TOP_K, least * (1 - 1e-6))
+    for start in range(0, N, 500):
+        screen.add(features[start : start + 500], residual[start : start + 500, :-1], start)
+    assert screen.n_kept <= 2 * TOP_K * M + 4
+    for pairs in screen.take():
+        assert TOP_K * M <= len(pairs.rows) <= TOP_K * M + 2
+
+
 def test_out_of_range_is_said() -> None:
     features, residual, solution = _problem()
-    screen = Screen(_columns(_by_point(solution, K), True, np.float32), TOP_K)
+    screen = Screen(_columns(_by_point(solution, K), True, np.float32)[0], TOP_K)
     with pytest.raises(OutOfRangeError):
         screen.add(1e39 * features, residual[:, :-1], 0)
