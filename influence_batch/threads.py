@@ -9,8 +9,9 @@ from __future__ import annotations
 import operator
 import os
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cache, reduce
 from typing import TypeVar
 
@@ -23,6 +24,8 @@ S = TypeVar("S")
 _MOST = 8
 # Sums are made in so many groups, whatever the machine: the order of adding is the same on all.
 _GROUPS = 8
+# Operations that BLAS takes several threads for, and those that one does in some 20 ms.
+_TINY, _SMALL = 2e5, 1.5e9
 # BLAS's limit is the process's: only one caller at a time may change it.
 _limiting = threading.Lock()
 
@@ -41,6 +44,26 @@ def in_threads(function: Callable[[S], T], items: Iterable[S]) -> list[T]:
         finally:
             _limiting.release()
     return [function(item) for item in items]
+
+
+@contextmanager
+def by_one_thread(flops: float) -> Iterator[None]:
+    """Small products and solves that stand between passes `in_threads`, with one thread of BLAS.
+
+    OpenBLAS's own threads wait for more of the kind, busily, for some 100 ms, in which a pass takes 1.7 times
+    as long.
+
+    Args:
+        flops: how many; where they are many, or next to none, nothing is changed.
+    """
+    if _TINY <= flops <= _SMALL and _blas_threads() > 1 and _limiting.acquire(blocking=False):
+        try:
+            with _controller().limit(limits=1, user_api="blas"):
+                yield
+        finally:
+            _limiting.release()
+    else:
+        yield
 
 
 def sum_in_threads(

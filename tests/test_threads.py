@@ -7,7 +7,7 @@ import threading
 import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from influence_batch.threads import in_threads
+from influence_batch.threads import by_one_thread, in_threads
 
 
 def _blas_threads() -> int:
@@ -37,3 +37,18 @@ def test_an_error_reaches_the_caller() -> None:
         with pytest.raises(ZeroDivisionError):
             in_threads(lambda item: 1 // item, [2, 1, 0])
         assert _blas_threads() == 2
+
+
+@pytest.mark.parametrize(("flops", "threads"), [(1e3, 2), (1e7, 1), (1e12, 2)])
+def test_small_products_take_one_thread_of_blas(flops: float, threads: int) -> None:
+    with threadpool_limits(limits=2, user_api="blas"):
+        with by_one_thread(flops):
+            assert _blas_threads() == threads
+            with by_one_thread(flops):
+                assert _blas_threads() == threads
+            assert in_threads(lambda item: -item, range(3)) == [0, -1, -2]
+        assert _blas_threads() == 2
+        with pytest.raises(ZeroDivisionError), by_one_thread(flops):
+            raise ZeroDivisionError
+        assert _blas_threads() == 2
+        assert in_threads(lambda item: _blas_threads(), range(2)) == [1, 1]

@@ -23,7 +23,7 @@ from influence_batch.influence.chunks import CACHED_BYTES, WORTH_ROWS, row_chunk
 from influence_batch.models import linear
 from influence_batch.models.losses import Loss, curvature_forms
 from influence_batch.solvers import Kronecker
-from influence_batch.threads import sum_in_threads
+from influence_batch.threads import by_one_thread, sum_in_threads
 
 
 def kronecker(
@@ -68,6 +68,11 @@ def kronecker(
 
 def feature_basis(gram: np.ndarray, penalty: np.ndarray) -> np.ndarray:
     """B (d, d), which makes features z = B x whose weights have the penalties that x's have."""
+    with by_one_thread(9.0 * len(gram) ** 3):
+        return _feature_basis(gram, penalty)
+
+
+def _feature_basis(gram: np.ndarray, penalty: np.ndarray) -> np.ndarray:
     if np.all(penalty == penalty[0]):
         return np.asarray(eigh(gram)[1].T)
     # The last feature is the column of ones, the only one without the others' penalty.

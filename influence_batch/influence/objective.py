@@ -22,7 +22,7 @@ from influence_batch.influence.kronecker import feature_basis, kronecker
 from influence_batch.models import linear
 from influence_batch.models.losses import Loss, curvature_sum, value_and_residual
 from influence_batch.solvers import BlockShape, Kronecker, SolverError
-from influence_batch.threads import in_threads, sum_in_threads
+from influence_batch.threads import by_one_thread, in_threads, sum_in_threads
 
 # A pass with at most so many vectors is worked on in threads, a group of chunks each.
 _FEW_VECTORS, _GROUPS = 4, 8
@@ -319,13 +319,14 @@ class HessianOperator:
 
         def by_factors(vectors: np.ndarray) -> np.ndarray:
             parts = vectors.reshape(o.k, o.d, -1)
-            if not o.loss.separable:
-                parts = np.tensordot(basis.T, parts, 1)
-            solved = np.stack(
-                [cho_solve(f, part, check_finite=False) for f, part in zip(factors, parts, strict=True)]
-            )
-            if not o.loss.separable:
-                solved = np.tensordot(basis, solved, 1)
+            with by_one_thread((2.0 * o.d + 4.0 * o.k) * parts.size):
+                if not o.loss.separable:
+                    parts = np.tensordot(basis.T, parts, 1)
+                solved = np.stack(
+                    [cho_solve(f, part, check_finite=False) for f, part in zip(factors, parts, strict=True)]
+                )
+                if not o.loss.separable:
+                    solved = np.tensordot(basis, solved, 1)
             return solved.reshape(vectors.shape)
 
         return by_factors
@@ -387,7 +388,7 @@ def _shard_squares(shard: Shard, loss: Loss, rows: Rows) -> float:
     """Sum of the squared norms of the examples' gradients at zero weights."""
     residual = loss.residual(np.zeros((len(shard.targets), loss.outputs)), shard.targets)
     squares = np.square(residual).sum(axis=1) * np.einsum("ij,ij->i", shard.features, shard.features)
-    return float(squares @ rows.get("example_weights", np.ones(len(squares))))
+    return float((squares * rows.get("example_weights", 1.0)).sum())
 
 
 def _shard_gram(shard: Shard, state: None, rows: Rows) -> np.ndarray:

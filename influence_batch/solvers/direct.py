@@ -9,6 +9,7 @@ from scipy.linalg.lapack import dpotri
 
 from influence_batch.solvers.operator import Operator
 from influence_batch.solvers.result import SolverError, SolveResult, Status, relative_residual
+from influence_batch.threads import by_one_thread
 
 _REFINEMENTS = 3
 _TILE = 512
@@ -48,9 +49,11 @@ class Direct:
             raise SolverError("the Hessian has entries that are not finite: features this large overflow")
         try:
             # A block is symmetric, so its transpose is itself in the order that LAPACK factors in place.
-            self._factors = [
-                cho_factor(block.T, lower=True, overwrite_a=True, check_finite=False)[0] for block in blocks
-            ]
+            with by_one_thread(blocks.size * self._shape[1] / 3.0):
+                self._factors = [
+                    cho_factor(block.T, lower=True, overwrite_a=True, check_finite=False)[0]
+                    for block in blocks
+                ]
         except LinAlgError:
             status = Status.NOT_POSITIVE_DEFINITE
             raise SolverError(
@@ -85,7 +88,8 @@ class Direct:
         inverse = np.empty(self._shape)
         for block, factor in zip(inverse, self._factors, strict=True):
             block.T[...] = factor
-            lower, info = dpotri(block.T, lower=1, overwrite_c=1)
+            with by_one_thread(2.0 * block.size * len(block) / 3.0):
+                lower, info = dpotri(block.T, lower=1, overwrite_c=1)
             if info != 0:
                 raise SolverError(f"the Hessian is singular. Remedy: {Status.NOT_POSITIVE_DEFINITE.value}.")
             if not np.shares_memory(lower, block):
@@ -112,9 +116,10 @@ class Direct:
         b, q, _ = self._shape
         parts = right_hand_sides.reshape(b, self._copies, q, -1)
         solution = np.empty_like(parts)
-        for block, factor in enumerate(self._factors):
-            for copy in range(self._copies):
-                solution[block, copy] = cho_solve((factor, True), parts[block, copy], check_finite=False)
+        with by_one_thread(2.0 * q * parts.size):
+            for block, factor in enumerate(self._factors):
+                for copy in range(self._copies):
+                    solution[block, copy] = cho_solve((factor, True), parts[block, copy], check_finite=False)
         return solution.reshape(right_hand_sides.shape)
 
 

@@ -8,6 +8,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from influence_batch.solvers.result import SolveResult
+from influence_batch.threads import by_one_thread
 
 
 class BlockShape(NamedTuple):
@@ -36,9 +37,10 @@ class Kronecker(NamedTuple):
         k, d = self.values.shape
         # Features first: one product with B for all k of a column, in the place of k.
         parts = right_hand_sides.reshape(k, d, -1).transpose(1, 0, 2)
-        parts = np.tensordot(self.transform, np.matmul(self.basis.T, parts), 1)
-        parts = parts / self.values.T[:, :, None]
-        parts = np.matmul(self.basis, np.tensordot(self.transform.T, parts, 1))
+        with by_one_thread(4.0 * (d + k) * parts.size):
+            parts = np.tensordot(self.transform, np.matmul(self.basis.T, parts), 1)
+            parts = parts / self.values.T[:, :, None]
+            parts = np.matmul(self.basis, np.tensordot(self.transform.T, parts, 1))
         return parts.transpose(1, 0, 2).reshape(right_hand_sides.shape)
 
 
