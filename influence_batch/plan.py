@@ -56,8 +56,6 @@ _PASSES_A_SOLVE = 6.0
 _EKFAC_ITERATIONS = 30
 # Matrices (d, d) of a Hessian taken apart: in the flow's process, and in each map function on workers.
 _EKFAC_COPIES, _EKFAC_COPIES_A_SLOT = 4.0, 2.0
-# Matrices (d, d) that each of the forms takes that leverages stack, where logits interact.
-_COPIES_A_PAIR = 2.5
 # Blocks of test points are made so many times smaller at most for dense matrices to fit beside them.
 _FEWER_AT_MOST = 4
 # Rows of the list that get evidence, as far as a plan can tell.
@@ -341,7 +339,7 @@ def make_plan(config: AuditConfig, train: Dataset, n_test: int, classes: tuple[A
     copies = 2.0 if config.cluster.kind == "none" else 3.0 + 2.0 * slots
     shape = hessian_shape(loss, d)
     one = 8.0 * shape.blocks * shape.size**2
-    forms = slots * _form_bytes(loss, d, shape.blocks)
+    forms = slots * linear.form_bytes(loss, d)
     # Smaller blocks of test points cost little; without the matrices each point takes a solve of its own.
     fewer = int(block - (fixed + copies * one + forms - usable) / column)
     if block > fewer >= max(1, block // _FEWER_AT_MOST):
@@ -403,14 +401,6 @@ def make_plan(config: AuditConfig, train: Dataset, n_test: int, classes: tuple[A
         disk_bytes=parts + max(0.0, data_bytes - cache),
         limit=limit,
     )
-
-
-def _form_bytes(loss: Loss, d: int, blocks: int) -> float:
-    """What a map function makes of H^-1 for its leverages: copies as quadratic forms take them."""
-    if loss.separable:
-        return 8.0 * d**2 * (1.1 + min(blocks, linear.STACKED))
-    pairs = (loss.outputs - 1) * loss.outputs // 2
-    return 8.0 * d**2 * _COPIES_A_PAIR * min(pairs, linear.STACKED)
 
 
 def _stages(

@@ -24,6 +24,7 @@ from influence_batch.execution.reduction import MapFunction
 from influence_batch.influence.objective import hessian_shape
 from influence_batch.models import linear
 from influence_batch.plan import Plan, planned_slots
+from influence_batch.solvers import Kronecker
 from influence_batch.stages import Clock
 
 T = TypeVar("T")
@@ -86,7 +87,7 @@ def _hessian(over: Pass) -> Flops:
 def _influence(over: Pass) -> Flops:
     """Leverages: the lower half of each pair's matrix, in slices of columns; or one basis for all pairs."""
     sizes = over.plan.sizes
-    if not isinstance(over.state[2], np.ndarray):  # a Kronecker product
+    if isinstance(over.state[2], Kronecker):
         return _of_type(2.0 * over.rows * sizes.d * (sizes.d + sizes.k), over.state[4], _value(over).double)
     count = max(1, round(sizes.d / linear.COLUMNS))
     pairs = linear.hessian_pairs(sizes.loss)
@@ -145,7 +146,7 @@ def _beside(name: str, state: Any, plan: Plan) -> Flops:
     blocks, size, copies = hessian_shape(plan.sizes.loss, plan.sizes.d)
     if name == "_shard_hessian":  # a Hessian that is formed is factored
         return Flops(blocks * size**3 / 3)
-    if name == "_shard_influence" and isinstance(state[2], np.ndarray):
+    if name == "_shard_influence" and not isinstance(state[2], Kronecker):
         return Flops(2 * blocks * size**3 / 3)
     if name == "_shard_top_k" and plan.choice.kind == "direct":  # a solve, and its residual
         return Flops(4.0 * copies * blocks * size**2 * state.columns.shape[2])

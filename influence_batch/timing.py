@@ -72,7 +72,7 @@ def measure(config: AuditConfig, plan: Plan, train: Dataset) -> Rates:
 
     def flop(single: bool) -> float:
         def work() -> object:
-            return linear.hessian_sum(loss, weights, shard.features, targets, None, single)
+            return linear.pair_sums(loss, weights, shard.features, targets, None, single)
 
         return _seconds(work) / (n * d**2 * pairs)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from influence_batch import plan as plan_module
 from influence_batch.config import LocalCluster, load_config
 from influence_batch.errors import InputError, RunError
 from influence_batch.execution import open_executor
+from influence_batch.models import linear
+from influence_batch.models.losses import Softmax, Squared
 from influence_batch.plan import Plan
 from influence_batch.preparation import plan_audit, prepare
 from influence_batch.record import _without_secrets
@@ -170,14 +173,26 @@ def test_work_enough_is_planned_in_float32(data: Path, monkeypatch: pytest.Monke
     assert not plan(data).single
 
 
-@pytest.mark.parametrize(("kind", "copies"), [("squared", 2.1), ("softmax", 22.5)])
-def test_copies_of_the_inverse_that_leverages_take_are_counted(data: Path, kind: str, copies: float) -> None:
-    """`linear.leverage` makes 2.1 of one block (d, d), by tracemalloc."""
+@pytest.mark.parametrize("kind", ["squared", "softmax"])
+def test_forms_that_leverages_take_are_counted(data: Path, kind: str) -> None:
     task = {"task": "classification"} if kind == "squared" else {}
     made = plan(data, model={"kind": kind, **task})
     stages = {stage.name: stage.memory for stage in made.stages}
     taken = stages["influence"] - stages["fit"]
-    assert taken == pytest.approx(made.choice.dense_bytes + copies * 8 * made.sizes.d**2)
+    forms = linear.form_bytes(made.sizes.loss, made.sizes.d)
+    assert taken == pytest.approx(made.choice.dense_bytes + forms)
+
+
+@pytest.mark.parametrize("outputs", [1, 2, 10])
+def test_forms_take_no_more_than_is_said(outputs: int) -> None:
+    loss = Squared(1, False) if outputs == 1 else Softmax(outputs)
+    d, q = 300, 300 * outputs
+    blocks = np.ones((1, q, q))
+    tracemalloc.start()
+    linear.leverage_forms(loss, blocks)
+    taken = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert 0.5 * linear.form_bytes(loss, d) < taken <= linear.form_bytes(loss, d)
 
 
 def test_what_cannot_fit_is_refused_with_what_to_change(data: Path) -> None:

@@ -124,15 +124,9 @@ def train_influence(
     elif 8.0 * blocks * size**2 <= memory:
         made_of = store.remember(f"{name}-inverse", lambda: _blocks_of(inverse))
         missed = not made_of["converged"].all()
-        state = (
-            objective.loss,
-            weights,
-            made_of["blocks"],
-            objective.n,
-            objective.single,
-            with_leverages,
-            missed,
-        )
+        forms = linear.leverage_forms(objective.loss, made_of["blocks"], objective.single)
+        made_of = {"converged": made_of["converged"]}  # H^-1 has served
+        state = (objective.loss, weights, forms, objective.n, objective.single, with_leverages, missed)
         parts = objective.executor.map(dataset, _shard_influence, state, objective.rows, missing)
     else:
         parts = _by_examples(objective, weights, inverse, memory, missing, flags)
@@ -156,7 +150,9 @@ def _blocks_of(inverse: InverseHessian) -> dict[str, np.ndarray]:
 
 
 def _shard_influence(
-    shard: Shard, state: tuple[Loss, np.ndarray, np.ndarray | Kronecker, float, bool, bool, bool], rows: Rows
+    shard: Shard,
+    state: tuple[Loss, np.ndarray, list[linear.Forms] | Kronecker, float, bool, bool, bool],
+    rows: Rows,
 ) -> Part:
     loss, weights, inverse, n_total, single, with_leverages, missed = state
     n, k = len(shard.features), loss.outputs
@@ -170,7 +166,7 @@ def _shard_influence(
         if isinstance(inverse, Kronecker):
             leverages = linear.kronecker_leverage(loss, features, *inverse, n_total, single)
         else:
-            leverages = linear.leverage(loss, features, inverse, n_total, single)
+            leverages = linear.leverage_by(loss, features, inverse, n_total)
 
         def made(
             part: slice,

@@ -245,9 +245,11 @@ class HessianOperator:
 
     def dense_blocks(self) -> np.ndarray:
         o = self.objective
-        blocks: np.ndarray = o.executor.reduce(
+        sums = o.executor.reduce(
             o.dataset, sum_over_shards(_shard_hessian, o.n), (o.loss, self.weights, o.single), o.rows
         )
+        blocks = linear.as_blocks(o.loss, sums)
+        del sums
         diagonal = np.arange(blocks.shape[1])
         blocks[:, diagonal, diagonal] += np.tile(o.penalty + o.damping, blocks.shape[1] // o.d)
         if np.any(self._gauge):
@@ -414,7 +416,7 @@ def _shard_curvature(shard: Shard, state: tuple[Loss, np.ndarray, bool], rows: R
 def _shard_hessian(shard: Shard, state: tuple[Loss, np.ndarray, bool], rows: Rows) -> np.ndarray:
     loss, weights, single = state
     example_weights = rows.get("example_weights")
-    return linear.hessian_sum(loss, weights, shard.features, shard.targets, example_weights, single)
+    return linear.pair_sums(loss, weights, shard.features, shard.targets, example_weights, single)
 
 
 def _product(

@@ -15,7 +15,9 @@ all that concerns one example is done with the k - 1 contrasts D' f to the last 
 
 from __future__ import annotations
 
-from itertools import pairwise
+from collections.abc import Iterator, Sequence
+from itertools import islice, pairwise
+from typing import NamedTuple
 
 import numpy as np
 
@@ -165,7 +167,19 @@ def hessian_sum(
     example_weights: np.ndarray | None = None,
     single: bool = False,
 ) -> np.ndarray:
-    """Sum of the examples' Hessians as blocks (b, q, q); see the module's docstring.
+    """Sum of the examples' Hessians as blocks (b, q, q); see the module's docstring."""
+    return as_blocks(loss, pair_sums(loss, weights, features, targets, example_weights, single))
+
+
+def pair_sums(
+    loss: Loss,
+    weights: np.ndarray,
+    features: np.ndarray,
+    targets: np.ndarray,
+    example_weights: np.ndarray | None = None,
+    single: bool = False,
+) -> np.ndarray:
+    """What such a sum is made of (`hessian_pairs`, d, d), half of it where logits interact.
 
     Args:
         single: the products of a chunk of rows are of float32, their sums over chunks of float64. An entry
@@ -179,10 +193,9 @@ def hessian_sum(
     if loss.separable:
         curvature = loss.curvature(logits(weights, features), targets)
         return np.stack([weighted_gram(features, w * curvature[:, a], single) for a in range(k)])
-    last = k - 1
-    pairs = [(a, b) for a in range(last) for b in range(a, last)]
+    pairs = _contrast_pairs(k)
     entry = curvature_entries(loss, logits(weights, features), targets)
-    blocks = np.zeros((k, d, k, d))
+    sums = np.zeros((len(pairs), d, d))
     groups = min(_GROUPS, len(pairs))
 
     # Once for all pairs.
@@ -192,17 +205,40 @@ def hessian_sum(
         # Rows first: those of a chunk stay in the cache for all pairs of the group.
         for part in _product_chunks(n, d, single):
             some = multiplied[part]
-            for a, b in pairs[group::groups]:
-                _add_gram(blocks[a, :, b, :], some, w[part] * entry(a, b, part))
+            for number in range(group, len(pairs), groups):
+                _add_gram(sums[number], some, w[part] * entry(*pairs[number], part))
 
     in_threads(add, range(groups))
-    for a, b in pairs:
-        blocks[b, :, a, :] = blocks[a, :, b, :]
-    # The columns of C sum to 0, so the last block of a row is what the others lack.
-    for a in range(k):
-        blocks[a, :, last, :] = -blocks[a, :, :last, :].sum(axis=1)
-        blocks[last, :, a, :] = blocks[a, :, last, :]
+    return sums
+
+
+def as_blocks(loss: Loss, sums: np.ndarray) -> np.ndarray:
+    """The blocks (b, q, q) that are made of `pair_sums`, perhaps those."""
+    if loss.constant_curvature or loss.separable:
+        return sums
+    k, d = loss.outputs, sums.shape[1]
+    last = k - 1
+    blocks = np.empty((k, d, k, d))
+    numbers = {pair: number for number, pair in enumerate(_contrast_pairs(k))}
+
+    def fill(a: int) -> None:
+        # The columns of C sum to 0, so the last block of a row is what the others lack.
+        rest = blocks[a, :, last, :]
+        rest[:] = 0.0
+        for b in range(last):
+            block = sums[numbers[min(a, b), max(a, b)]]
+            blocks[a, :, b, :] = block
+            rest -= block
+        blocks[last, :, a, :] = rest
+
+    in_threads(fill, range(last))
+    blocks[last, :, last, :] = -blocks[last, :, :last, :].sum(axis=1)
     return blocks.reshape(1, k * d, k * d)
+
+
+def _contrast_pairs(k: int) -> list[tuple[int, int]]:
+    """The pairs of contrasts, each once."""
+    return [(a, b) for a in range(k - 1) for b in range(a, k - 1)]
 
 
 def leverage(
@@ -219,31 +255,74 @@ def leverage(
     Returns:
         Its diagonal (n, k) if separable, else D' A_i D (n, k-1, k-1).
     """
-    n, d = features.shape
+    return leverage_by(loss, features, leverage_forms(loss, inverse_blocks, single), n_total)
+
+
+def leverage_by(loss: Loss, features: np.ndarray, forms: Sequence[Forms], n_total: float) -> np.ndarray:
+    """The same from what `leverage_forms` makes of H^-1."""
+    k = loss.outputs
+    quadratic = np.concatenate([_quadratics(features, some) for some in forms], axis=1)
+    quadratic /= n_total
+    if loss.separable:
+        return np.repeat(quadratic, k // quadratic.shape[1], axis=1)
+    result = np.empty((len(features), k - 1, k - 1))
+    for (a, b), column in zip(_contrast_pairs(k), quadratic.T, strict=True):
+        result[:, a, b] = result[:, b, a] = column
+    return result
+
+
+class Forms(NamedTuple):
+    """Quadratic forms side by side, M's part below the diagonal taken twice and the one above not at all.
+
+    Attributes:
+        slices: for columns from one of `edges` to the next those of all forms, from that row down.
+        edges: of the slices.
+        forms: how many.
+    """
+
+    slices: list[np.ndarray]
+    edges: list[tuple[int, int]]
+    forms: int
+
+
+def form_bytes(loss: Loss, d: int) -> float:
+    """What `leverage_forms` takes of float64, with what one form at a time is made of."""
+    return 8.0 * d**2 * (0.5 * hessian_pairs(loss) * (1.0 + 1.0 / max(1, round(d / COLUMNS))) + 4.5)
+
+
+def leverage_forms(loss: Loss, inverse_blocks: np.ndarray, single: bool = False) -> list[Forms]:
+    """The quadratic forms that leverages are, of H^-1 (b, q, q), `STACKED` of them in each.
+
+    Args:
+        single: of float32.
+    """
     k = loss.outputs
     if loss.separable:
-        blocks = range(0, len(inverse_blocks), STACKED)
-        parts = [
-            _quadratics(features, list(inverse_blocks[start : start + STACKED]), single) for start in blocks
-        ]
-        quadratic = np.concatenate(parts, axis=1)
-        return np.repeat(quadratic, k // quadratic.shape[1], axis=1) / n_total
-    last = k - 1
-    result = np.empty((n, last, last))
-    inverse = inverse_blocks[0].reshape(k, d, k, d)
+        matrices: Iterator[np.ndarray] = iter(inverse_blocks)
+        count, d = len(inverse_blocks), inverse_blocks.shape[1]
+    else:
+        d = inverse_blocks.shape[1] // k
+        inverse, last, pairs = inverse_blocks[0].reshape(k, d, k, d), k - 1, _contrast_pairs(k)
+        count = len(pairs)
 
-    def contrast(a: int, b: int) -> np.ndarray:
-        matrix = inverse[a, :, b, :] - inverse[last, :, b, :] - inverse[a, :, last, :]
-        matrix += inverse[last, :, last, :]
-        return matrix
+        def contrast(a: int, b: int) -> np.ndarray:
+            matrix = inverse[a, :, b, :] - inverse[last, :, b, :] - inverse[a, :, last, :]
+            matrix += inverse[last, :, last, :]
+            return matrix
 
-    pairs = [(a, b) for a in range(last) for b in range(a, last)]
-    for start in range(0, len(pairs), STACKED):
-        group = pairs[start : start + STACKED]
-        found = _quadratics(features, [contrast(a, b) for a, b in group], single)
-        for (a, b), column in zip(group, found.T, strict=True):
-            result[:, a, b] = result[:, b, a] = column
-    result /= n_total
+        matrices = (contrast(a, b) for a, b in pairs)
+    cuts = max(1, round(d / COLUMNS))
+    edges = list(pairwise([d * i // cuts for i in range(cuts + 1)]))
+    dtype = np.dtype(np.float32 if single else np.float64)
+    result = []
+    for start in range(0, count, STACKED):
+        g = min(STACKED, count - start)
+        slices = [np.empty((d - low, g, high - low), dtype) for low, high in edges]
+        for place, matrix in enumerate(islice(matrices, g)):
+            lower = np.tril(matrix) + np.triu(matrix, 1).T
+            for (low, high), into in zip(edges, slices, strict=True):
+                into[:, place] = lower[low:, low:high]
+        result.append(Forms([into.reshape(len(into), -1) for into in slices], edges, g))
     return result
 
 
@@ -298,25 +377,20 @@ def scaled_diagonal(squares: np.ndarray, values: np.ndarray, n_total: float, sin
     return diagonal
 
 
-def _quadratics(features: np.ndarray, matrices: list[np.ndarray], single: bool) -> np.ndarray:
+def _quadratics(features: np.ndarray, forms: Forms) -> np.ndarray:
     """`x_i' M x_i` (n, g) for X (n, d) and g matrices M (d, d), symmetric or not.
 
-    M's part below the diagonal is taken twice and the one above not at all, which nearly halves the
-    operations. Rows stay in a core's cache while they are multiplied with one slice of columns after the
-    other, of all matrices side by side.
+    Rows stay in a core's cache while they are multiplied with one slice of columns after the other, of all
+    matrices side by side. Half of each matrix nearly halves the operations.
     """
     n, d = features.shape
-    g = len(matrices)
-    lower = [as_multiplied(np.tril(matrix) + np.triu(matrix, 1).T, single) for matrix in matrices]
-    count = max(1, round(d / COLUMNS))
-    edges = list(pairwise([d * i // count for i in range(count + 1)]))
-    slices = [np.concatenate([one[start:, start:stop] for one in lower], axis=1) for start, stop in edges]
-    total = np.zeros((n, g))
+    total = np.zeros((n, forms.forms))
+    single = forms.slices[0].dtype == np.float32
 
     def add(part: slice) -> None:
         x = as_multiplied(features[part], single)
-        for (start, stop), block in zip(edges, slices, strict=True):
-            product = (x[:, start:] @ block).reshape(len(x), g, stop - start)
+        for (start, stop), block in zip(forms.edges, forms.slices, strict=True):
+            product = (x[:, start:] @ block).reshape(len(x), forms.forms, stop - start)
             total[part] += np.einsum("ngj,nj->ng", product, x[:, start:stop])
 
     step = max(64, _ROW_BYTES // ((4 if single else 8) * d))
