@@ -18,6 +18,7 @@ import pyarrow.types as pt
 from influence_batch.dataset.columns import Columns, is_list, storage_type, value_type
 from influence_batch.dataset.corrections import Corrections
 from influence_batch.dataset.files import ParquetFileInfo, open_parquet
+from influence_batch.dataset.opened import in_float64
 from influence_batch.dataset.reuse import Reuse, fingerprint_of
 from influence_batch.errors import InputError
 
@@ -318,12 +319,8 @@ class Dataset:
 
     def _rest(self, raw: RawShard) -> Shard:
         features = _applied(self.steps[len(self._kept_steps) :], raw.features)
-        if self.intercept:
-            wider = np.empty((len(features), features.shape[1] + 1))
-            wider[:, :-1] = features
-            wider[:, -1] = 1.0
-            features = wider
-        features = features.astype(np.float64, copy=False)
+        if self.intercept or features.dtype != np.float64:
+            features = in_float64(features, self.intercept)
         targets = self.encode(raw.labels)
         if self.corrections is not None:
             targets = self.corrections.apply(raw.ref.start, targets)
