@@ -336,7 +336,10 @@ def plot(run: str, out: Path, form: str, test_id: str | None, examples: int) -> 
     from influence_batch.plotting import save_plots
     from influence_batch.report import load_report
 
-    for path in save_plots(load_report(run), out, form, test_id, examples):
+    paths = save_plots(
+        load_report(run), out, form, test_id, examples, left_out=lambda why: click.echo(why, err=True)
+    )
+    for path in paths:
         click.echo(str(path))
 
 

@@ -6,7 +6,7 @@ import base64
 import io
 import re
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +35,12 @@ _TEXT = 140
 
 
 def save_plots(
-    report: Report, folder: Path, form: str = "png", test_id: str | None = None, examples: int = 5
+    report: Report,
+    folder: Path,
+    form: str = "png",
+    test_id: str | None = None,
+    examples: int = 5,
+    left_out: Callable[[str], None] | None = None,
 ) -> list[Path]:
     """Write a figure of each kind that the run has.
 
@@ -45,6 +50,8 @@ def save_plots(
         test_id: of the test point whose most harmful and most helpful examples are shown (default: the one
             that the first suspect harms most).
         examples: of each direction.
+        left_out: told why there is no figure of a test point, which needs the data as they were, where none
+            is asked for by its id; without it that is an error.
 
     Returns:
         The files.
@@ -60,7 +67,12 @@ def save_plots(
     if (report.run_dir / "noise_matrix.parquet").is_file():
         figures["noise-matrix"] = plot_noise_matrix(report)
     name = re.sub(r"[^A-Za-z0-9_-]+", "-", str(chosen))[:60]
-    figures[f"test-point-{name}"] = plot_test_point(report, chosen, examples)
+    try:
+        figures[f"test-point-{name}"] = plot_test_point(report, chosen, examples)
+    except InputError as error:
+        if left_out is None or test_id is not None:
+            raise
+        left_out(f"no figure of a test point: {error}")
     paths = []
     try:
         folder.mkdir(parents=True, exist_ok=True)

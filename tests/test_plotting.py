@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from click.testing import CliRunner
 from PIL import Image
 
 import influence_batch
+from flows.cli import main
 from influence_batch import InputError
 from influence_batch.plotting import plot_test_point, save_plots
 
@@ -76,6 +78,16 @@ def test_what_cannot_be_drawn_is_told(
     pd.read_parquet(path).iloc[::-1].to_parquet(path)
     with pytest.raises(InputError, match="has other rows than when the run was made"):
         save_plots(report, tmp_path / "a")
+    arguments = ["plot", str(report.run_dir), "--out", str(tmp_path / "b")]
+    found = CliRunner().invoke(main, [*arguments, "--test", str(report.test_points.id[0])])
+    assert (found.exit_code, list(tmp_path.iterdir())) == (2, [])
+    found = CliRunner().invoke(main, arguments)
+    assert found.exit_code == 0
+    assert found.stdout.split() == [
+        str(tmp_path / "b" / f"{kind}.png") for kind in ("influence", "noise-matrix")
+    ]
+    assert found.stderr.startswith("no figure of a test point: ")
+    assert "has other rows than when the run was made" in found.stderr
     path.write_bytes(kept)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(InputError, match=r"matplotlib is not installed; .* 'influence-batch\[plot\]'"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import copy
 import io
 import json
 import re
@@ -24,7 +25,7 @@ from influence_batch.detection.channels import Basis
 from influence_batch.report.page import Distribution, PageContent, Reviewed, parts_of, render_page
 from influence_batch.report.page.content import as_json
 from influence_batch.report.page.views import view_data
-from influence_batch.report.page.words import explanation, percent
+from influence_batch.report.page.words import explanation, figures, percent
 from influence_batch.review import import_verdicts
 
 N, M, SIDE = 200, 30, 3
@@ -214,6 +215,18 @@ def test_a_second_night_has_a_trend_and_what_reviewers_found(tmp_path: Path) -> 
     found = [int(n) for n in re.findall(r"(\d+) reviewed rows of mean", text)]
     assert sum(found) == 6
     assert "reviewers found 67% wrong in 6 verdicts (95% interval 30% to 90%)" in text
+
+
+def test_what_reviewers_found_is_told_when_nothing_is_left_to_look_at() -> None:
+    run = copy.deepcopy(RUN)
+    run["detection"] |= {
+        "n_suspects": 0, "estimated_errors": 0.0, "estimated_errors_low": 0.0, "estimated_errors_high": 3.0,
+        "estimated_precision": None, "estimated_recall": 0.0, "measured_precision": 0.9, "measured_on": 40,
+        "measured_precision_low": 0.77, "measured_precision_high": 0.96,
+    }  # fmt: skip
+    shown = figures(run)
+    assert [(figure.value, figure.name) for figure in shown[2:]] == [("90%", "of reviewed rows wrong")]
+    assert shown[2].meaning == "reviewers found 90% wrong in 40 verdicts (95% interval 77% to 96%)"
 
 
 def content(**changes: Any) -> PageContent:

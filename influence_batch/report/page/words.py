@@ -10,6 +10,8 @@ from influence_batch.report.page.plots import clipped
 from influence_batch.report.wording import expected_rows
 
 _MOST_NOTES, _NOTE_CHARACTERS = 30, 1_000
+# Fewer wrong labels than this are none, and no share of them says anything.
+_SOME = 0.5
 
 
 @dataclass(frozen=True)
@@ -54,10 +56,13 @@ def figures(run: Mapping[str, Any]) -> list[Figure]:
     ]
     precision = detection.get("estimated_precision")
     if precision is not None:
-        said = f"as estimated: the others are hard examples{_reviewed(detection)}"
+        reviewed = _reviewed(detection)
+        said = f"as estimated: the others are hard examples{f'; {reviewed}' if reviewed else ''}"
         found.append(Figure(percent(precision), "of the list is wrong", said))
+    elif reviewed := _reviewed(detection):
+        found.append(Figure(percent(detection["measured_precision"]), "of reviewed rows wrong", reviewed))
     recall = detection.get("estimated_recall")
-    if recall is not None:
+    if recall is not None and (listed or errors >= _SOME):
         found.append(
             Figure(
                 percent(recall), "of wrong labels listed", "as estimated: the others look right to the model"
@@ -73,7 +78,7 @@ def _reviewed(detection: Mapping[str, Any]) -> str:
         return ""
     low, high = (percent(detection[f"measured_precision_{end}"]) for end in ("low", "high"))
     verdicts = "1 verdict" if on == 1 else f"{on:,} verdicts"
-    return f"; reviewers found {percent(share)} wrong in {verdicts} (95% interval {low} to {high})"
+    return f"reviewers found {percent(share)} wrong in {verdicts} (95% interval {low} to {high})"
 
 
 def explanation(run: Mapping[str, Any]) -> list[str]:
