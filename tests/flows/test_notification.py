@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import platform
+import re
 import socket
 import subprocess
 import sys
@@ -14,7 +15,10 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from xml.etree import ElementTree
 
+import numpy as np
+import pandas as pd
 import pytest
 from prefect.states import Crashed
 
@@ -280,3 +284,31 @@ def test_a_failure_before_the_flow_starts_is_told(tmp_path: Path, webhook: Webho
     assert (body["audit"], body["event"]) == ("tickets", "failure")
     assert [f"error: {reason}" for reason in body["reasons"]] == result.stderr.splitlines()
     assert body["reasons"][0].startswith("train.path: ")
+
+
+def test_a_run_that_fails_tells_the_webhook_the_junit_file_and_the_caller(
+    tmp_path: Path, webhook: Webhook
+) -> None:
+    """A fit that may take one step only; with a real flow run, whose hook tells."""
+    random = np.random.default_rng(0)
+    label = random.integers(0, 3, 400)
+    x = random.standard_normal((400, 30)) + np.eye(3, 30)[label]
+    frame = pd.DataFrame(x, columns=[f"x{j}" for j in range(30)]).assign(y=label)
+    frame.to_parquet(tmp_path / "train.parquet")
+    (tmp_path / "tickets.yaml").write_text(
+        "train: {path: train.parquet, label: y}\nmodel: {max_iterations: 1, l2: 1.0e-6}\n"
+        f"notify: {{url: {webhook.url}}}\nreports: reports\n"
+    )
+    env = {**os.environ, "PREFECT_HOME": str(tmp_path / "prefect")}
+    result = run("audit", str(tmp_path / "tickets.yaml"), "--junit", str(tmp_path / "junit.xml"), env=env)
+    assert result.returncode == 1
+    assert "Traceback" not in result.stdout + result.stderr
+    [body] = webhook.bodies
+    assert (body["event"], body["audit"]) == ("failure", "tickets")
+    assert re.fullmatch(r"tickets \d{4}-\d\d-\d\d", body["flow_run"])
+    [reason] = body["reasons"]
+    assert reason.startswith("the fit stopped at a gradient norm of")
+    assert reason in result.stderr
+    [case] = [case for case in ElementTree.parse(tmp_path / "junit.xml").iter("testcase") if len(case)]
+    assert reason in str(case[0].get("message")) + str(case[0].text)
+    assert not list((tmp_path / "reports").rglob("run.json"))
