@@ -28,7 +28,7 @@ class GatesConfig(Section):
         None,
         ge=0,
         description="a whole number, 0 or more: most solves that missed their tolerance, of test points, "
-        "leverages and groups",
+        "their mean, leverages and groups",
     )
     new_suspects: Int | None = Field(
         None, ge=0, description="a whole number, 0 or more: most rows on the list that no earlier run listed"

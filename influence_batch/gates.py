@@ -33,7 +33,7 @@ def check_gates(gates: GatesConfig, run: Mapping[str, Any]) -> list[dict[str, An
         "error_rate": (error_rate, f"the estimated share of wrong labels is {error_rate:.4g}"),
         "suspects": (detection["n_suspects"], f"the list has {detection['n_suspects']} rows"),
         "self_check": (correlation, said),
-        "unconverged": (sum(missed.values()), f"{kinds} missed the solver's tolerance"),
+        "unconverged": (sum(missed.values()), f"{kinds} missed their tolerance"),
         **_since_last_run(run.get("history") or {"previous_run": None}),
     }
     results = []

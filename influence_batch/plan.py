@@ -339,7 +339,9 @@ def make_plan(config: AuditConfig, train: Dataset, n_test: int, classes: tuple[A
     copies = 2.0 if config.cluster.kind == "none" else 3.0 + 2.0 * slots
     shape = hessian_shape(loss, d)
     one = 8.0 * shape.blocks * shape.size**2
-    forms = slots * linear.form_bytes(loss, d)
+    kept_forms, making = linear.form_bytes(loss, d)
+    # The flow's process makes them; workers have copies.
+    forms = kept_forms * (1 if config.cluster.kind == "none" else 1 + slots) + making
     # Smaller blocks of test points cost little; without the matrices each point takes a solve of its own.
     fewer = int(block - (fixed + copies * one + forms - usable) / column)
     if block > fewer >= max(1, block // _FEWER_AT_MOST):

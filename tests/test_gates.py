@@ -40,8 +40,8 @@ def _run(correlation: float | None = 0.95, checked: bool = True, last: str | Non
         ("suspects", 0, False, "the list has 7 rows; accepted: at most 0"),
         ("self_check", 0.95, True, "the self-check's correlation is 0.950; accepted: at least 0.95"),
         ("self_check", 0.96, False, "the self-check's correlation is 0.950; accepted: at least 0.96"),
-        ("unconverged", 2, True, "2 test points missed the solver's tolerance; accepted: at most 2"),
-        ("unconverged", 0, False, "2 test points missed the solver's tolerance; accepted: at most 0"),
+        ("unconverged", 2, True, "2 test points missed their tolerance; accepted: at most 2"),
+        ("unconverged", 0, False, "2 test points missed their tolerance; accepted: at most 0"),
         ("new_suspects", 4, True, "4 rows are new on the list since run L; accepted: at most 4"),
         ("new_suspects", 3, False, "4 rows are new on the list since run L; accepted: at most 3"),
         (
@@ -79,7 +79,7 @@ def test_each_kind_of_solve_counts_for_unconverged() -> None:
     assert (found["found"], found["passed"]) == (9, False)
     assert found["reason"] == (
         "gates.unconverged: 2 test points and 5 solves for leverages and 1 steps without a group and "
-        "1 solve for the mean of the test points missed the solver's tolerance; accepted: at most 8"
+        "1 solve for the mean of the test points missed their tolerance; accepted: at most 8"
     )
 
 

@@ -180,7 +180,7 @@ def test_forms_that_leverages_take_are_counted(data: Path, kind: str) -> None:
     stages = {stage.name: stage.memory for stage in made.stages}
     taken = stages["influence"] - stages["fit"]
     forms = linear.form_bytes(made.sizes.loss, made.sizes.d)
-    assert taken == pytest.approx(made.choice.dense_bytes + forms)
+    assert taken == pytest.approx(made.choice.dense_bytes + sum(forms))
 
 
 @pytest.mark.parametrize("outputs", [1, 2, 10])
@@ -192,7 +192,8 @@ def test_forms_take_no_more_than_is_said(outputs: int) -> None:
     linear.leverage_forms(loss, blocks)
     taken = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert 0.5 * linear.form_bytes(loss, d) < taken <= linear.form_bytes(loss, d)
+    said = sum(linear.form_bytes(loss, d))
+    assert 0.7 * said < taken <= said
 
 
 def test_what_cannot_fit_is_refused_with_what_to_change(data: Path) -> None:

@@ -15,8 +15,8 @@ class _Memory(threading.local):
 
 
 _memory = _Memory()
-# `_memory.array` itself, and the argument of `getrefcount`. A view, and a view of one, counts as another.
-_OWN_REFERENCES = 2
+# As many as an array has that nobody looks at; a view, and a view of one, counts as another.
+_OWN_REFERENCES = sys.getrefcount(_memory.array)
 # What is kept of a shard that is so much smaller than the last would keep the larger one's memory.
 _MOST_LARGER = 1.25
 

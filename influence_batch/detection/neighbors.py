@@ -12,6 +12,7 @@ from influence_batch.dataset.shards import Dataset, Shard
 from influence_batch.execution import Executor, Reduction
 from influence_batch.execution.reduction import Rows
 from influence_batch.influence.chunks import row_chunks
+from influence_batch.influence.ties import comparable
 from influence_batch.threads import in_threads
 
 # Examples in question that a thread works on at a time, and bytes of a block of their squared distances.
@@ -19,8 +20,9 @@ _TOGETHER, _BLOCK_BYTES = 512, 4 * 1024**2
 # Products are of float32 where their rounding is less than this share of a typical squared distance, no norm
 # overflows, and they leave less than this share of the pairs to be looked at.
 _LITTLE, _MOST_SQUARE, _MANY = 2.0**-8, 1e30, 1.0 / 32.0
-# Distances that differ by less, relative to themselves, are equal: rows are in train's order then.
-_ROUNDED = 2.0**-32
+# Distances whose first so many binary digits are the same are equal: rows are in train's order then.
+_DIGITS = 32
+_ROUNDED = 2.0**-_DIGITS
 # Those that are less, relative to the example's norm, are 0.
 _NOTHING = 1e-13
 # Which neighbours are looked for, in this order.
@@ -83,6 +85,8 @@ def _none(e: int, count: int) -> Neighbors:
 
 def _shard_nearest(shard: Shard, state: _State, rows: Rows) -> Neighbors:
     e = len(state.rows)
+    if e == 0:
+        return _none(0, state.most)
     parts = in_threads(
         lambda some: _nearest_of_some(shard, state.taken(some)),
         [slice(at, min(at + _TOGETHER, e)) for at in range(0, e, _TOGETHER)],
@@ -101,7 +105,8 @@ def _nearest_of_some(shard: Shard, state: _State) -> Neighbors:
     """
     e = len(state.rows)
     total = _none(e, state.most)
-    step = max(1, int(_BLOCK_BYTES / (8 * max(e, 1))))
+    # A block of distances, and the copy of its rows that is multiplied.
+    step = max(1, int(_BLOCK_BYTES / (8 * max(e, state.features.shape[1] + 2))))
     norms = np.linalg.norm(state.features, axis=1)
     products = _Products(state.features)
     single = True
@@ -116,7 +121,7 @@ def _nearest_of_some(shard: Shard, state: _State) -> Neighbors:
         for kind, (which, place) in enumerate(pairs.that_may_be_nearer(worst)):
             looked_at += len(which)
             exact = _distances(state.features, block, which, place, norms)
-            order = np.lexsort((place, _comparable(exact), which))
+            order = np.lexsort((place, comparable(exact, _DIGITS), which))
             which, place, exact = which[order], place[order], exact[order]
             counts = np.bincount(which, minlength=e)
             rank = np.arange(len(which)) - np.repeat(np.cumsum(counts) - counts, counts)
@@ -174,9 +179,9 @@ class _Products:
 
 
 def _slack(norms: np.ndarray, d: int, dtype: type) -> np.ndarray:
-    """What rounding to a type and a sum of d + 2 products in any order can make of squared norms (e,)."""
+    """What rounding, norms and a sum of d + 2 products in any order can make of squared norms (e,)."""
     kind = np.finfo(dtype)
-    slack: np.ndarray = (d + 12) * (norms * float(kind.eps) + 2.0 * float(kind.tiny))
+    slack: np.ndarray = 2 * (d + 8) * (norms * float(kind.eps) + float(kind.tiny))
     return slack
 
 
@@ -262,17 +267,10 @@ def _distances(
     return distances
 
 
-def _comparable(distances: np.ndarray) -> np.ndarray:
-    """Distances rounded to what the rounding of features, which depends on shards, leaves alone."""
-    mantissa, exponent = np.frexp(distances)
-    rounded: np.ndarray = np.ldexp(np.rint(mantissa / _ROUNDED), exponent)
-    return rounded
-
-
 def _nearer(left: Neighbors, right: Neighbors) -> Neighbors:
     """The nearest of two sets; of equally near ones those that come first in train."""
     count = left.rows.shape[2]
     rows = np.concatenate([left.rows, right.rows], axis=2)
     distances = np.concatenate([left.distances, right.distances], axis=2)
-    order = np.lexsort((rows, _comparable(distances)), axis=2)[:, :, :count]
+    order = np.lexsort((rows, comparable(distances, _DIGITS)), axis=2)[:, :, :count]
     return Neighbors(np.take_along_axis(rows, order, axis=2), np.take_along_axis(distances, order, axis=2))

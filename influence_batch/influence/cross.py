@@ -16,6 +16,7 @@ from influence_batch.influence.chunks import row_chunks
 from influence_batch.influence.leave_one_out import TrainInfluence
 from influence_batch.influence.objective import Objective
 from influence_batch.influence.screening import OutOfRangeError, Pairs, Screen
+from influence_batch.influence.ties import comparable
 from influence_batch.models import Loss, linear
 from influence_batch.solvers import InverseHessian, SolveResult
 from influence_batch.threads import in_threads
@@ -24,6 +25,8 @@ Estimator = Literal["leave_one_out", "first_order"]
 DIRECTIONS = ("harmful", "helpful")
 # Pairs that wait to be computed in float64 are at most so many times those that are wanted.
 _MOST_KEPT = 32
+# Influences whose first so many binary digits are the same are equal: those first in train come first.
+_DIGITS = 40
 # Test points whose pairs one thread computes at a time.
 _POINTS = 16
 
@@ -223,7 +226,7 @@ def _screened(shard: Shard, state: _State, columns: np.ndarray, rows: Rows) -> T
     total = _empty(m, top_k)
     residual = rows["corrected" if state.estimator == "leave_one_out" else "residual"]
     residual = residual[:, : columns.shape[1]]
-    largest = np.abs(residual).max(initial=0.0) or 1.0
+    largest = float(np.abs(residual).max(initial=0.0)) or 1.0
     residual = residual / largest
     least = None if state.least is None else state.least * (state.n_total / largest) / state.norms
     screen = Screen(columns, top_k, least)
@@ -282,7 +285,7 @@ def _strongest(
     """The strongest of some pairs (c,) each; a score of 0 takes no part."""
     total = _empty(m, top_k)
     for direction, sign in enumerate((-1.0, 1.0)):
-        order = np.lexsort((row, -sign * score, point))
+        order = np.lexsort((row, -comparable(sign * score, _DIGITS), point))
         order = order[sign * score[order] > 0]
         counts = np.bincount(point[order], minlength=m)
         rank = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
@@ -313,7 +316,7 @@ def merge_top_k(left: TopK, right: TopK) -> TopK:
     top_k = left.rows.shape[2]
     strength = np.concatenate([left.strength, right.strength], axis=2)
     rows = np.concatenate([left.rows, right.rows], axis=2)
-    order = np.lexsort((rows, -strength), axis=2)[:, :, :top_k]
+    order = np.lexsort((rows, -comparable(strength, _DIGITS)), axis=2)[:, :, :top_k]
 
     def take(one: np.ndarray, other: np.ndarray) -> np.ndarray:
         return np.take_along_axis(np.concatenate([one, other], axis=2), order, axis=2)

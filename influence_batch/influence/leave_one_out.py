@@ -160,7 +160,7 @@ def _shard_influence(
     if isinstance(inverse, Kronecker) and k >= many_classes.MANY and not loss.separable:
         return _of_many_classes(shard, loss, weights, inverse, n_total, single, example_weights)
     parts = []
-    # What is made of H^-1 for each pair of logits serves as many rows as their leverages fit.
+    # As many rows at a time as their leverages fit.
     for some in row_chunks(n, 8.0 * (k if loss.separable else k * k)):
         features, targets = shard.features[some], shard.targets[some]
         if isinstance(inverse, Kronecker):

@@ -285,9 +285,10 @@ class Forms(NamedTuple):
     forms: int
 
 
-def form_bytes(loss: Loss, d: int) -> float:
-    """What `leverage_forms` takes of float64, with what one form at a time is made of."""
-    return 8.0 * d**2 * (0.5 * hessian_pairs(loss) * (1.0 + 1.0 / max(1, round(d / COLUMNS))) + 4.5)
+def form_bytes(loss: Loss, d: int) -> tuple[float, float]:
+    """Bytes of `leverage_forms` in float64, and of what one form at a time is made of."""
+    forms = 0.5 * hessian_pairs(loss) * (1.0 + 1.0 / max(1, round(d / COLUMNS)))
+    return 8.0 * d**2 * forms, 8.0 * d**2 * (2.2 if loss.separable else 4.5)
 
 
 def leverage_forms(loss: Loss, inverse_blocks: np.ndarray, single: bool = False) -> list[Forms]:
