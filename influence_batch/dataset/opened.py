@@ -9,7 +9,7 @@ import numpy as np
 
 
 class _Memory(threading.local):
-    """A thread's last array, and how many names it has where nobody else looks at it."""
+    """A thread's last array."""
 
     array = np.empty(0)
 

@@ -105,7 +105,7 @@ def weighted_gram(features: np.ndarray, weights: np.ndarray, single: bool = Fals
     """X' diag(w) X (d, d) for X (n, d) and w (n,).
 
     Args:
-        single: products of a chunk of rows in float32, see `hessian_sum`.
+        single: products of a chunk of rows in float32, see `pair_sums`.
     """
     n, d = features.shape
     chunks = _product_chunks(n, d, single)
@@ -159,18 +159,6 @@ def hessian_pairs(loss: Loss) -> int:
     return k if loss.separable else k * (k - 1) // 2
 
 
-def hessian_sum(
-    loss: Loss,
-    weights: np.ndarray,
-    features: np.ndarray,
-    targets: np.ndarray,
-    example_weights: np.ndarray | None = None,
-    single: bool = False,
-) -> np.ndarray:
-    """Sum of the examples' Hessians as blocks (b, q, q); see the module's docstring."""
-    return as_blocks(loss, pair_sums(loss, weights, features, targets, example_weights, single))
-
-
 def pair_sums(
     loss: Loss,
     weights: np.ndarray,
@@ -179,7 +167,7 @@ def pair_sums(
     example_weights: np.ndarray | None = None,
     single: bool = False,
 ) -> np.ndarray:
-    """What such a sum is made of (`hessian_pairs`, d, d), half of it where logits interact.
+    """What the sum of the examples' Hessians is made of (`hessian_pairs`, d, d); `as_blocks` has it whole.
 
     Args:
         single: the products of a chunk of rows are of float32, their sums over chunks of float64. An entry
@@ -213,7 +201,7 @@ def pair_sums(
 
 
 def as_blocks(loss: Loss, sums: np.ndarray) -> np.ndarray:
-    """The blocks (b, q, q) that are made of `pair_sums`, perhaps those."""
+    """The blocks (b, q, q) of a Hessian, see the module's docstring, from `pair_sums`."""
     if loss.constant_curvature or loss.separable:
         return sums
     k, d = loss.outputs, sums.shape[1]

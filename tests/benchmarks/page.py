@@ -58,10 +58,9 @@ def main() -> None:
             f"report.html {page.stat().st_size / 1e6:.2f} MB\n"
         )
         times, first, logs = visited(page, Path(folder))
-        last = report.suspects.id.max()
-        sys.stdout.write(
-            f"sorted {min(times):.2f} to {max(times):.2f} s after navigation ({first}, {last} first)\n"
-        )
+        last = str(report.suspects.id.max())
+        wrong = "" if first == last else f"; {first} came first, not {last}"
+        sys.stdout.write(f"sorted {min(times):.2f} to {max(times):.2f} s after navigation{wrong}\n")
         sys.stdout.writelines(f"logged: {line}\n" for line in logs)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.spatial.distance import cdist, mahalanobis
 
-from influence_batch.detection.neighbors import GIVEN, OTHER, SUGGESTED, _Products, nearest
+from influence_batch.detection.neighbors import GIVEN, OTHER, SUGGESTED, Neighbors, _Products, nearest
 from influence_batch.detection.typicality import class_distances, outlying
 from influence_batch.execution import InProcessExecutor
 from influence_batch.execution.parts import InMemoryStore
@@ -24,14 +24,11 @@ def _data(sizes: list[int] | int = 10**9) -> _Classes:
     return _Classes(np.concatenate([features, np.ones((300, 1))], axis=1), targets, sizes)
 
 
-@pytest.mark.parametrize("sizes", [10**9, 7, 100, [1, 2, 200, 97]])
-def test_neighbours_are_those_of_all_distances(sizes: list[int] | int, executor: InProcessExecutor) -> None:
-    source = _data(sizes)
-    rows = np.array([3, 50, 51, 299])
-    given, suggested = source.targets[rows], (source.targets[rows] + 1) % 3
-    found = nearest(source, executor, source.features[rows], rows, given, suggested, 3)
+def _expect_all_distances(
+    found: Neighbors, source: _Classes, rows: np.ndarray, given: np.ndarray, suggested: np.ndarray
+) -> None:
     distances = cdist(source.features[rows], source.features)
-    distances[np.arange(4), rows] = np.inf
+    distances[np.arange(len(rows)), rows] = np.inf
     for kind, allowed in (
         (GIVEN, source.targets == given[:, None]),
         (SUGGESTED, source.targets == suggested[:, None]),
@@ -41,6 +38,15 @@ def test_neighbours_are_those_of_all_distances(sizes: list[int] | int, executor:
         expected = np.argsort(masked, axis=1)[:, :3]
         np.testing.assert_array_equal(found.rows[kind], expected)
         np.testing.assert_allclose(found.distances[kind], np.take_along_axis(masked, expected, axis=1))
+
+
+@pytest.mark.parametrize("sizes", [10**9, 7, 100, [1, 2, 200, 97]])
+def test_neighbours_are_those_of_all_distances(sizes: list[int] | int, executor: InProcessExecutor) -> None:
+    source = _data(sizes)
+    rows = np.array([3, 50, 51, 299])
+    given, suggested = source.targets[rows], (source.targets[rows] + 1) % 3
+    found = nearest(source, executor, source.features[rows], rows, given, suggested, 3)
+    _expect_all_distances(found, source, rows, given, suggested)
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e10, 1e-25, 1e25])
@@ -69,15 +75,7 @@ def test_products_of_float32_leave_no_neighbour_out(
     monkeypatch.setattr(_Products, "squares", watched)
     found = nearest(source, executor, source.features[rows], rows, given, suggested, 3)
     assert (np.dtype(np.float32) in types) == (scale in (1.0, 1e10))
-    distances = cdist(source.features[rows], source.features)
-    distances[np.arange(len(rows)), rows] = np.inf
-    for kind, allowed in (
-        (GIVEN, source.targets == given[:, None]),
-        (SUGGESTED, source.targets == suggested[:, None]),
-        (OTHER, source.targets != given[:, None]),
-    ):
-        masked = np.where(allowed, distances, np.inf)
-        np.testing.assert_array_equal(found.rows[kind], np.argsort(masked, axis=1)[:, :3])
+    _expect_all_distances(found, source, rows, given, suggested)
 
 
 def test_a_duplicate_is_at_distance_zero_and_what_is_not_there_is_told(executor: InProcessExecutor) -> None:

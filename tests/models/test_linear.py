@@ -32,6 +32,16 @@ def draw(loss: Loss, n: int = N, d: int = D, seed: int = 0) -> tuple[np.ndarray,
     return random.standard_normal((loss.outputs, d)), features, targets
 
 
+def _hessian_sum(
+    loss: Loss,
+    weights: np.ndarray,
+    features: np.ndarray,
+    targets: np.ndarray,
+    counts: np.ndarray | None = None,
+) -> np.ndarray:
+    return linear.as_blocks(loss, linear.pair_sums(loss, weights, features, targets, counts))
+
+
 def curvatures(loss: Loss, weights: np.ndarray, features: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """C (n, k, k)."""
     c = loss.curvature(features @ weights.T, targets)
@@ -103,13 +113,13 @@ def test_project_moves_the_logits(loss: Loss) -> None:
 def test_hessian_sum_is_the_sum_of_krons(loss: Loss) -> None:
     weights, features, targets = draw(loss)
     dense = dense_hessian(loss, weights, features, targets)
-    blocks = linear.hessian_sum(loss, weights, features, targets)
+    blocks = _hessian_sum(loss, weights, features, targets)
     np.testing.assert_allclose(from_blocks(blocks, weights.size), dense, rtol=1e-12, atol=1e-13)
 
 
 def test_hessian_sum_against_differenced_gradients(loss: Loss) -> None:
     weights, features, targets = draw(loss)
-    blocks = linear.hessian_sum(loss, weights, features, targets)
+    blocks = _hessian_sum(loss, weights, features, targets)
     step, p = 1e-5, weights.size
     differenced = np.empty((p, p))
     for j in range(p):
@@ -138,7 +148,7 @@ def test_hessian_vector_products(loss: Loss, weighted: bool) -> None:
             loss, weights, features, targets, vectors, example_weights
         )
         np.testing.assert_allclose(product, dense @ vectors, rtol=1e-11, atol=1e-12)
-    blocks = linear.hessian_sum(loss, weights, features, targets, example_weights)
+    blocks = _hessian_sum(loss, weights, features, targets, example_weights)
     np.testing.assert_allclose(from_blocks(blocks, weights.size), dense, rtol=1e-12, atol=1e-13)
 
 
@@ -150,7 +160,7 @@ def test_hessian_is_symmetric(loss: Loss) -> None:
         return linear.hessian_vector_product_sum(loss, weights, features, targets, vectors)
 
     assert (u.T @ product(v)).item() == pytest.approx((v.T @ product(u)).item(), rel=1e-11)
-    blocks = linear.hessian_sum(loss, weights, features, targets)
+    blocks = _hessian_sum(loss, weights, features, targets)
     np.testing.assert_array_equal(blocks, blocks.transpose(0, 2, 1))
 
 
@@ -167,9 +177,9 @@ def test_integer_weights_equal_duplicated_rows(name: str, counts: list[int]) -> 
     repeated = linear.hessian_vector_product_sum(loss, weights, doubled, codes, vectors)
     np.testing.assert_allclose(weighted, repeated, rtol=1e-10, atol=1e-11)
     if len(codes):
-        blocks = linear.hessian_sum(loss, weights, features, targets, np.array(counts, float))
+        blocks = _hessian_sum(loss, weights, features, targets, np.array(counts, float))
         np.testing.assert_allclose(
-            blocks, linear.hessian_sum(loss, weights, doubled, codes), rtol=1e-10, atol=1e-11
+            blocks, _hessian_sum(loss, weights, doubled, codes), rtol=1e-10, atol=1e-11
         )
 
 
@@ -209,7 +219,7 @@ def leverages_of(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Leverages as the library has them, and dense (n, k, k)."""
     inverse = np.linalg.inv(regularised(loss, weights, features, targets, l2))
-    blocks = linear.hessian_sum(loss, weights, features, targets)
+    blocks = _hessian_sum(loss, weights, features, targets)
     ours = linear.leverage(loss, features, to_blocks(inverse, blocks), len(features))
     return ours, dense_leverage(features, inverse, loss.outputs)
 
