@@ -18,7 +18,7 @@ from flows.artifacts import leave_artifacts  # noqa: E402
 from flows.notification import notify, tell_of_killed_run  # noqa: E402
 from flows.progress import terminal_progress  # noqa: E402
 from flows.settings import config_of  # noqa: E402
-from flows.stopping import interruptible  # noqa: E402
+from flows.stopping import interruptible, keeping_interrupts  # noqa: E402
 from influence_batch.audit import run  # noqa: E402
 from influence_batch.config import load_config  # noqa: E402
 from influence_batch.errors import GateError, InputError, RunError, StoppedWithReport  # noqa: E402
@@ -102,7 +102,7 @@ def audit_flow(
     parameters = {"config": config, "overrides": overrides, "reports": reports, "settings": settings}
     checked = config_of(parameters, runtime.deployment.id)
     tell_of_killed_run(checked)
-    with terminal_progress() as progress:
+    with terminal_progress() as progress, keeping_interrupts():
         outcome = run(checked, progress, _stage, profile=profile)
     try:
         leave_artifacts(outcome)

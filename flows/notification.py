@@ -60,7 +60,10 @@ def ending_of(state: Any) -> Ending | None:
         return None
     if isinstance(result, GateError):
         return Ending("gate", str(result).splitlines(), result.summary)
-    return Ending("failure", _reasons(result) if result is not None else [state.message or state.name])
+    if isinstance(result, Exception):
+        return Ending("failure", _reasons(result))
+    # No result, or SIGTERM, which a time limit or a shutdown sends: Prefect's message says so, not its type.
+    return Ending("failure", [state.message or state.name])
 
 
 def _reasons(error: BaseException) -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,7 @@ import pytest
 
 from influence_batch import InputError, audit
 from tests.flows.bad_input_cases import FROM_FOOTERS, FROM_VALUES, Case, frame
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.flows.processes import run
 
 
 def tree(folder: Path) -> dict[str, bytes | None]:
@@ -36,21 +34,15 @@ def test_the_message_says_what_to_change_and_nothing_is_written(case: Case, tmp_
     assert tree(tmp_path) == before
 
 
-def run(config: Path, reports: Path, home: Path, *more: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "flows.cli", "audit", str(config), "--reports", str(reports), *more],
-        cwd=ROOT,
-        env=os.environ | {"PREFECT_HOME": str(home)},
-        capture_output=True,
-        text=True,
-        timeout=100,
-    )
+def no_prefect_in(folder: Path) -> dict[str, str]:
+    """An environment in which Prefect, were it started, would leave files in a folder that is looked at."""
+    return {**os.environ, "PREFECT_HOME": str(folder / "prefect")}
 
 
-@pytest.fixture(scope="module")
-def prefect_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Prefect takes ten seconds to make its database: once is enough."""
-    return tmp_path_factory.mktemp("prefect")
+def run_audit(
+    config: Path, reports: Path, environment: dict[str, str], *more: str
+) -> subprocess.CompletedProcess[str]:
+    return run("audit", str(config), "--reports", str(reports), *more, env=environment)
 
 
 def check_refused(result: subprocess.CompletedProcess[str], case: Case, folder: Path) -> None:
@@ -73,19 +65,19 @@ class TestCommandLine:
     )
     def test_before_prefect_starts(self, case: Case, tmp_path: Path) -> None:
         (tmp_path / "data").mkdir()
-        result = run(case.write(tmp_path / "data"), tmp_path / "reports", tmp_path / "prefect")
+        result = run_audit(case.write(tmp_path / "data"), tmp_path / "reports", no_prefect_in(tmp_path))
         check_refused(result, case, tmp_path / "data")
         assert sorted(path.name for path in tmp_path.iterdir()) == ["data"]
 
     @under(FROM_VALUES, "NaN and infinity", "weights of another shape")
-    def test_inside_the_flow(self, case: Case, tmp_path: Path, prefect_home: Path) -> None:
+    def test_inside_the_flow(self, case: Case, tmp_path: Path, environment: dict[str, str]) -> None:
         """Earlier reports stay as they are."""
         (tmp_path / "data").mkdir()
         earlier = tmp_path / "reports" / "nightly" / "run_id=20240229T000000Z"
         earlier.mkdir(parents=True)
         (earlier / "run.json").write_text("{}")
         before = tree(tmp_path / "reports")
-        result = run(case.write(tmp_path / "data"), tmp_path / "reports", prefect_home)
+        result = run_audit(case.write(tmp_path / "data"), tmp_path / "reports", environment)
         check_refused(result, case, tmp_path / "data")
         assert tree(tmp_path / "reports") == before
 
@@ -95,7 +87,7 @@ class TestCommandLine:
             "leave-one-out loss)"
         )
         config = case.write(tmp_path)
-        result = run(config, tmp_path / "reports", tmp_path / "prefect", "--set", "model.l2=-1")
+        result = run_audit(config, tmp_path / "reports", no_prefect_in(tmp_path), "--set", "model.l2=-1")
         check_refused(result, case, tmp_path)
 
     @pytest.mark.parametrize(
@@ -129,12 +121,12 @@ class TestCommandLine:
         (tmp_path / "file").write_text("mine")
         before = tree(tmp_path)
         place = Path(reports) if ":" in reports else tmp_path / reports
-        check_refused(run(config, place, tmp_path / "prefect"), case, tmp_path)
+        check_refused(run_audit(config, place, no_prefect_in(tmp_path)), case, tmp_path)
         assert tree(tmp_path) == before
 
     def test_no_config(self, tmp_path: Path) -> None:
         case = Case("DIR/nightly.yaml: no such file; expected the path of a YAML config")
-        result = run(tmp_path / "nightly.yaml", tmp_path / "reports", tmp_path / "prefect")
+        result = run_audit(tmp_path / "nightly.yaml", tmp_path / "reports", no_prefect_in(tmp_path))
         check_refused(result, case, tmp_path)
         assert list(tmp_path.iterdir()) == []
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -45,7 +44,9 @@ print(json.dumps({"calls": len(calls), "ended": ended}))
     [("OSError(110, 'Connection timed out')", 2), ("InputError('a wrong label')", 1)],
     ids=["the file system", "bad input"],
 )
-def test_only_what_may_pass_is_tried_again(tmp_path: Path, failure: str, calls: int) -> None:
+def test_only_what_may_pass_is_tried_again(
+    tmp_path: Path, environment: dict[str, str], failure: str, calls: int
+) -> None:
     write_sample("noisy_line", tmp_path)
     config = {
         "name": "line",
@@ -58,7 +59,7 @@ def test_only_what_may_pass_is_tried_again(tmp_path: Path, failure: str, calls: 
         capture_output=True,
         text=True,
         cwd=ROOT,
-        env={**os.environ, "PREFECT_HOME": str(tmp_path / "prefect")},
+        env=environment,
     )
     outcome = json.loads(result.stdout.splitlines()[-1])
     assert outcome["calls"] == calls, result.stderr

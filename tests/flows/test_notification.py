@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import platform
 import re
 import socket
@@ -272,13 +271,14 @@ def test_a_killed_run_is_told_by_its_server_or_by_the_next_run(
     assert len(webhook.bodies) == 2
 
 
-def test_a_failure_before_the_flow_starts_is_told(tmp_path: Path, webhook: Webhook) -> None:
+def test_a_failure_before_the_flow_starts_is_told(
+    tmp_path: Path, webhook: Webhook, environment: dict[str, str]
+) -> None:
     # In a file the key `on` is a truth value, to YAML 1.1.
     (tmp_path / "tickets.yaml").write_text(
         f"train: {{path: nothing.parquet, label: y}}\nnotify:\n  url: {webhook.url}\n  on: [failure]\n"
     )
-    env = {**os.environ, "PREFECT_HOME": str(tmp_path / "prefect")}
-    result = run("audit", str(tmp_path / "tickets.yaml"), env=env)
+    result = run("audit", str(tmp_path / "tickets.yaml"), env=environment)
     assert result.returncode == 2
     [body] = webhook.bodies
     assert (body["audit"], body["event"]) == ("tickets", "failure")
@@ -287,7 +287,7 @@ def test_a_failure_before_the_flow_starts_is_told(tmp_path: Path, webhook: Webho
 
 
 def test_a_run_that_fails_tells_the_webhook_the_junit_file_and_the_caller(
-    tmp_path: Path, webhook: Webhook
+    tmp_path: Path, webhook: Webhook, environment: dict[str, str]
 ) -> None:
     """A fit that may take one step only; with a real flow run, whose hook tells."""
     random = np.random.default_rng(0)
@@ -299,8 +299,9 @@ def test_a_run_that_fails_tells_the_webhook_the_junit_file_and_the_caller(
         "train: {path: train.parquet, label: y}\nmodel: {max_iterations: 1, l2: 1.0e-6}\n"
         f"notify: {{url: {webhook.url}}}\nreports: reports\n"
     )
-    env = {**os.environ, "PREFECT_HOME": str(tmp_path / "prefect")}
-    result = run("audit", str(tmp_path / "tickets.yaml"), "--junit", str(tmp_path / "junit.xml"), env=env)
+    result = run(
+        "audit", str(tmp_path / "tickets.yaml"), "--junit", str(tmp_path / "junit.xml"), env=environment
+    )
     assert result.returncode == 1
     assert "Traceback" not in result.stdout + result.stderr
     [body] = webhook.bodies

@@ -27,11 +27,6 @@ PARTS = 6
 
 
 @pytest.fixture(scope="module")
-def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    return {**os.environ, "PREFECT_HOME": str(tmp_path_factory.mktemp("prefect"))}
-
-
-@pytest.fixture(scope="module")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("digits")
     write_sample("digits", folder)

@@ -7,14 +7,18 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from prefect.exceptions import TerminationSignal
+from prefect.utilities.engine import capture_sigterm
 
 import influence_batch
 from flows import stopping
 from influence_batch.dataset.samples import write_sample
 from tests.flows.processes import ROOT
+from tests.flows.webhooks import listening
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -60,7 +64,62 @@ def test_what_was_ignored_stays_ignored() -> None:
         signal.signal(signal.SIGINT, before)
 
 
-def test_stopped_while_earlier_runs_are_removed_there_is_a_report(tmp_path: Path) -> None:
+def test_a_swallowed_sigterm_comes_again_where_prefect_handles_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stopping, "_AGAIN_SECONDS", 0.02)
+
+    @stopping.interruptible
+    def stage() -> str:
+        with suppress(TerminationSignal):
+            os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(10)
+        return "ran on to its end"
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt), stopping.ending_on_signals(), capture_sigterm():
+        stage()
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_in_prefects_own_bookkeeping_ends_in_the_same_words(
+    tmp_path: Path, environment: dict[str, str], number: signal.Signals
+) -> None:
+    """The real command, interrupted after Prefect has entered a task's context and before it has a run."""
+    write_sample("breast_cancer", tmp_path / "data")
+    with listening() as webhook:
+        (tmp_path / "night.yaml").write_text(
+            f"train: {{path: data/train.parquet, id: id, label: label}}\nnotify: {{url: '{webhook.url}'}}\n"
+        )
+        code = (
+            "import os, signal\n"
+            "import flows.environment; flows.environment.set_defaults()\n"
+            "import prefect.task_engine as engine\n"
+            "make = engine._create_task_run_locally\n"
+            "made = []\n"
+            "def interrupted(**given):\n"
+            "    made.append(given)\n"
+            f"    if len(made) == 3: os.kill(os.getpid(), {number:d})\n"
+            "    return make(**given)\n"
+            "engine._create_task_run_locally = interrupted\n"
+            "from flows.cli import main\n"
+            "main()\n"
+        )
+        command = [sys.executable, "-c", code, "audit", str(tmp_path / "night.yaml")]
+        result = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1] == (
+        "error: stopped; the same command goes on from here, if its data stay as they are"
+    )
+    assert "Traceback" not in result.stderr
+    # A person's Ctrl-C is nobody's news; SIGTERM is what a time limit or a shutdown sends.
+    assert [body["reasons"] for body in webhook.bodies] == (
+        [["Execution was aborted by a termination signal."]] if number == signal.SIGTERM else []
+    )
+
+
+def test_stopped_while_earlier_runs_are_removed_there_is_a_report(
+    tmp_path: Path, environment: dict[str, str]
+) -> None:
     """The real command, in which an interrupt comes as the first of the earlier runs goes."""
     write_sample("breast_cancer", tmp_path / "data")
     (tmp_path / "night.yaml").write_text(
@@ -76,8 +135,7 @@ def test_stopped_while_earlier_runs_are_removed_there_is_a_report(tmp_path: Path
         "main()\n"
     )
     command = [sys.executable, "-c", code, "audit", str(tmp_path / "night.yaml")]
-    env = {**os.environ, "PREFECT_HOME": str(tmp_path / "prefect")}
-    result = subprocess.run(command, capture_output=True, text=True, env=env, cwd=ROOT)
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
     runs = sorted((tmp_path / "reports" / "night").glob("run_id=*"))
     assert len(runs) == 2
     assert result.returncode == 1

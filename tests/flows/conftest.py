@@ -1,0 +1,13 @@
+"""What tests of the command line share."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Of commands: Prefect takes ten seconds to make a database, so that all of them have the same one."""
+    return {**os.environ, "PREFECT_HOME": str(tmp_path_factory.mktemp("prefect"))}
