@@ -29,9 +29,9 @@ def remove_old_runs(
 ) -> list[str]:
     """Remove the runs of an audit beyond the newest, but for those that were reviewed.
 
-    A run was *reviewed* if it was the newest that was there when a verdict that is stored was given (its
-    `time`) or imported. What is no run that can be read is neither counted nor touched. What fails is said
-    in the log and fails nothing: the report that was just written stands.
+    A run was *reviewed* if a verdict that is stored names it (its `run_id`), or if it was the newest that was
+    there when one was given (its `time`) or imported. What is no run that can be read is neither counted nor
+    touched. What fails is said in the log and fails nothing: the report that was just written stands.
 
     Args:
         audit: folder of the audit.
@@ -72,17 +72,18 @@ def _opened(folder: Place) -> EarlierRun | None:
 
 
 def _reviewed(audit: Place, runs: Sequence[EarlierRun], earlier: Collection[str]) -> set[str]:
-    """Ids of the runs that were the newest when a verdict was given or imported."""
+    """Ids of the runs that verdicts name, or that were the newest when one was given or imported."""
     verdicts = load_verdicts(audit)
-    times = import_times(audit)
+    times, named = import_times(audit), set()
     if verdicts is not None:
+        named = {name for name in verdicts["run_id"] if name is not None}
         times += [pd.Timestamp(time).to_pydatetime() for time in verdicts["time"] if time is not None]
     # Runs that are gone count too: a verdict on one of them is none on the run before it.
     there = {name: started_of(name) for name in earlier}
     there |= {run.run_id: _finished(run) for run in runs}
     order = sorted(there, key=lambda name: (there[name], order_of(name)))
     since = [there[name] for name in order]
-    return {order[at - 1] for at in {bisect_right(since, time) for time in times} if at > 0}
+    return named | {order[at - 1] for at in {bisect_right(since, time) for time in times} if at > 0}
 
 
 def _finished(run: EarlierRun) -> datetime:

@@ -71,13 +71,16 @@ def load_verdicts(audit: Place) -> pd.DataFrame | None:
                 f"verdicts: {path} cannot be read ({said(error)}); expected a file that influence-batch "
                 "review has written: bring it back, or move it elsewhere if its verdicts are not to count"
             ) from None
-        missing = [name for name in NAMES if name not in table.column_names]
+        # Files of earlier versions name no run.
+        missing = [name for name in NAMES if name not in (*table.column_names, "run_id")]
         if missing:
             raise InputError(
                 f"verdicts: {path} has no column {missing[0]}; expected a file that influence-batch review "
                 "has written: move it elsewhere"
             )
-        frames.append(table.select(list(NAMES)).to_pandas(integer_object_nulls=True).astype(object))
+        found = table.select([name for name in NAMES if name in table.column_names])
+        frame = found.to_pandas(integer_object_nulls=True).reindex(columns=list(NAMES))
+        frames.append(frame.astype(object))
     frames = [frame for frame in frames if len(frame)]
     if not frames:
         return None
@@ -107,7 +110,7 @@ def import_verdicts(audit: Place, file: str | Place) -> Imported:
     Args:
         audit: folder of the audit.
         file: path or URL of a CSV or Parquet file with the columns id and verdict; given_label,
-            corrected_label, row_fingerprint, reviewer, time and note where they are known.
+            corrected_label, row_fingerprint, reviewer, time, note and run_id where they are known.
 
     Raises:
         InputError: with every kind of problem found, one a line; nothing is written then.
@@ -228,11 +231,11 @@ def _fresh(frame: pd.DataFrame, stored: pd.DataFrame | None, with_time: np.ndarr
     """Mask of the verdicts that are not stored yet.
 
     With a time of its own a verdict is known where the very same one is stored; without one, where the last
-    one on its row says the same.
+    one on its row says the same. On which run's list is no part of it.
     """
     if stored is None:
         return np.ones(len(frame), dtype=bool)
-    timeless = [name for name in NAMES if name != "time"]
+    timeless = [name for name in NAMES if name not in ("time", "run_id")]
 
     def said(part: pd.DataFrame) -> list[tuple[str, ...]]:
         return [tuple(map(str, line)) for line in part[timeless].itertuples(index=False, name=None)]

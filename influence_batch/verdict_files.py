@@ -176,7 +176,9 @@ def check_file(
         better.append(problems.typed(row, "corrected_label", wanted, label_type))
     times = [now if item is None else problems.time(row, item) for row, item in enumerate(frame["time"])]
     problems.refuse()
-    text = {name: [None if v is None else str(v) for v in frame[name]] for name in ("reviewer", "note")}
+    text = {
+        name: [None if v is None else str(v) for v in frame[name]] for name in ("reviewer", "note", "run_id")
+    }
     columns = {"id": ids, "verdict": frame["verdict"].tolist(), "given_label": given}
     columns |= {"corrected_label": better, "row_fingerprint": prints, "time": times, **text}
     return pd.DataFrame({name: pd.Series(columns[name], dtype=object) for name in NAMES}), off

@@ -110,7 +110,7 @@ def write(
     record["gates"] = check_gates(config.gates, record)
     if page is not None:
         history = history_with(earlier, writer.run_id, writer.started, record)
-        writer.write_text(PAGE, render_page(replace(page, history=history), record))
+        writer.write_text(PAGE, render_page(replace(page, run_id=writer.run_id, history=history), record))
 
     def remove_others() -> None:
         remove_other_features(writer.features, {name for names in kept.values() for name in names})

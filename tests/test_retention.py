@@ -8,12 +8,13 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 
 import influence_batch
 from influence_batch.report.placing import OnDisk
 from influence_batch.retention import remove_old_runs
-from influence_batch.review import import_verdicts
+from influence_batch.review import import_verdicts, load_verdicts
 from tests.planted import config, make, save, spoil
 
 NIGHTS = 5
@@ -95,6 +96,31 @@ def test_runs_on_which_somebody_decided_stay(audit: Path, tmp_path: Path) -> Non
     # Now the last one is no longer the newest, and stays for the verdicts that were imported on it.
     newest = copy(audit / f"run_id={there[4]}", audit, now())
     assert remove_old_runs(audit, 1, newest, gone(audit), there) == []
+
+
+def test_a_run_whose_page_was_looked_at_stays(audit: Path, tmp_path: Path) -> None:
+    """Its verdicts name it, whenever they were given: here with the last run as the newest."""
+    there = ids(audit)
+    file = tmp_path / "verdicts.csv"
+    file.write_text(f"id,verdict,run_id\n1,correct,{there[1]}\n2,correct,{there[1]}\n")
+    assert import_verdicts(audit, file).added == 2
+    assert import_verdicts(audit, file).known == 2
+    assert prune(audit, 1) == [there[0], there[2], there[3]]
+    # What names a run that is gone, or none, is kept all the same.
+    file.write_text(f"id,verdict,run_id\n1,ambiguous,{there[0]}\n2,ambiguous,\n")
+    assert import_verdicts(audit, file).added == 2
+    assert prune(audit, 1) == []
+
+
+def test_verdicts_that_an_earlier_version_stored_name_no_run(audit: Path, tmp_path: Path) -> None:
+    say(audit, tmp_path / "now.csv", 1, None)
+    [stored] = (audit / "verdicts").iterdir()
+    pq.write_table(pq.read_table(stored).drop_columns(["run_id"]), stored)
+    found = load_verdicts(audit)
+    assert found is not None
+    assert found.run_id.tolist() == [None]
+    say(audit, tmp_path / "again.csv", 2, None)
+    assert len(load_verdicts(audit)) == 2
 
 
 def test_while_a_run_is_at_work_the_one_before_it_is_judged(audit: Path, tmp_path: Path) -> None:

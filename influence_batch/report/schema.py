@@ -321,6 +321,7 @@ VERDICTS = (
     Column("reviewer", _S, "who"),
     Column("time", pa.timestamp("us", tz="UTC"), "when; the time of the import where the file did not say"),
     Column("note", _S, "anything"),
+    Column("run_id", _S, "the run whose list was looked at; null where the file did not say"),
 )
 
 

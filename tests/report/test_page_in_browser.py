@@ -337,6 +337,7 @@ def test_verdicts_become_a_csv_file(page: Browser, report: influence_batch.Repor
     table = {row["id"]: row for row in csv.DictReader(io.StringIO(text, newline=""))}
     assert list(next(iter(table.values()))) == [
         "id", "verdict", "given_label", "corrected_label", "row_fingerprint", "reviewer", "time", "note",
+        "run_id",
     ]  # fmt: skip
     # An apostrophe keeps spreadsheets from taking text for a formula; a number is none.
     assert {name: row["verdict"] for name, row in table.items()} == {
@@ -365,6 +366,7 @@ def test_verdicts_become_a_csv_file(page: Browser, report: influence_batch.Repor
     assert kept.corrected_label[wrong] == FORMULA
     assert kept.note[wrong] == '@SUM(A1), "sure"'
     assert set(kept.reviewer) == {"Ada"}
+    assert set(kept.run_id) == {report.run["run_id"]}
 
 
 def test_the_page_guards_cells_as_the_export_does(page: Browser) -> None:

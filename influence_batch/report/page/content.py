@@ -52,6 +52,7 @@ class PageContent:
         detailed: how many rows, from the top, name their neighbours and test points.
         explained: how many rows of the whole list have a reason, neighbours and test points.
         wanted: how many examples the rows on the page refer to, shown or not.
+        run_id: of the run, which verdicts name.
         parts: what is made of `tables` and `classes`, where that is made already.
     """
 
@@ -69,6 +70,7 @@ class PageContent:
     detailed: int = 0
     explained: int = 0
     wanted: int = 0
+    run_id: str = ""
     history: pd.DataFrame | None = None
     parts: Parts | None = None
 

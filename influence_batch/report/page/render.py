@@ -86,6 +86,7 @@ def _data(content: PageContent, run: Mapping[str, Any], parts: Parts) -> dict[st
     """The data block: what the script shows on demand."""
     return {
         "audit": run["name"],
+        "run_id": content.run_id,
         "started": content.started.isoformat(timespec="seconds"),
         "total": run["train"]["rows"],
         "regression": run["model"]["task"] == "regression",

@@ -50,13 +50,13 @@ const page = (() => {
 
   const cell = cellWriter(data.guard);
   function csv() {
-    const lines = [["id", "verdict", "given_label", "corrected_label", "row_fingerprint", "reviewer", "time", "note"]];
+    const lines = [["id", "verdict", "given_label", "corrected_label", "row_fingerprint", "reviewer", "time", "note", "run_id"]];
     const order = [...verdicts.keys()].sort((a, b) => place.get(a) - place.get(b));
     for (const id of order) {
       const verdict = verdicts.get(id);
       const i = place.get(id);
       const corrected = verdict.verdict === "mislabeled" ? verdict.corrected : "";
-      lines.push([id, verdict.verdict, at("given", i), corrected, at("fingerprint", i), reviewer.value.trim(), verdict.time, verdict.note]);
+      lines.push([id, verdict.verdict, at("given", i), corrected, at("fingerprint", i), reviewer.value.trim(), verdict.time, verdict.note, data.run_id]);
     }
     return lines.map((line) => line.map(cell).join(",")).join("\r\n") + "\r\n";
   }
