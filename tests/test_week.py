@@ -79,13 +79,33 @@ class Week:
         assert found["estimated_errors"] == pytest.approx(len(expected.listed), abs=off)
         assert found["estimated_errors_low"] <= len(expected.listed) <= found["estimated_errors_high"]
         assert found["estimated_precision"] == pytest.approx(1.0, abs=off / 2)
-        assert report.noise_matrix.estimated_errors.sum() == pytest.approx(found["estimated_errors"])
-        assert report.classes.estimated_errors.sum() == pytest.approx(found["estimated_errors"])
+        self.check_tables(report, expected.listed, off)
         assert report.run["gates"][0]["passed"] == (previous is None or len(expected.new) <= 3)
         given = self.frame.set_index("id").label
         assert report.examples.set_index("id").given_label.to_dict() == given.to_dict()
         self.reports.append(report)
         return report
+
+    def check_tables(self, report: influence_batch.Report, listed: set[int], off: float) -> None:
+        """Of each class, each pair of classes and each depth what was planted."""
+        estimate = report.run["detection"]["estimated_errors"]
+        each = 2 * off  # what a row lacks to 1 is spread over the others: in the sum it cancels
+        wrong = self.frame[self.frame.id.isin(listed)]
+        suspects = report.suspects.set_index("id")
+        assert suspects.suggested_label.to_dict() == wrong.set_index("id").true.to_dict()
+        classes = report.classes.set_index("label")
+        assert classes.rows.to_dict() == self.frame.label.value_counts().to_dict()
+        assert classes.suspects.to_dict() == {label: (wrong.label == label).sum() for label in classes.index}
+        assert classes.estimated_errors.to_dict() == pytest.approx(classes.suspects.to_dict(), abs=each)
+        assert classes.estimated_errors.sum() == pytest.approx(estimate)
+        pairs = report.noise_matrix.set_index(["true_label", "given_label"]).estimated_errors
+        planted = wrong.groupby(["true", "label"]).size().reindex(pairs.index, fill_value=0)
+        assert pairs.to_dict() == pytest.approx(planted.to_dict(), abs=each)
+        assert pairs.sum() == pytest.approx(estimate)
+        [row] = report.depths[report.depths.is_list].to_dict("records")
+        assert row["depth"] == len(listed)
+        assert row["estimated_precision"] == pytest.approx(1.0, abs=off / 2)
+        assert row["estimated_recall"] == pytest.approx(1.0, abs=off)
 
     def say(self, lines: list[dict[str, Any]]) -> None:
         path = self.folder / "said.csv"
@@ -194,6 +214,9 @@ def test_a_week(tmp_path: Path) -> None:
     assert trend.reopened.tolist() == [0, 0, 0, 1, 0, 1, 0]
     assert trend.resolved.tolist() == [0, 4, 0, 1, 1, 8, 0]
     assert trend.reviewed.tolist() == [0, 4, 4, 2, 2, 9, 9]
+    measured = [None, 2 / 3, 2 / 3, 2 / 3, 2 / 3, 10 / 11, 10 / 11]
+    assert trend.measured_precision.tolist()[1:] == pytest.approx(measured[1:])
+    assert pd.isna(trend.measured_precision[0])
     assert trend.n_suspects.tolist() == [8, 4, 6, 6, 9, 2, 2]
     assert trend.n_train.tolist() == [300, 299, 399, 399, 399, 400, 400]
     for report in week.reports[:6]:
