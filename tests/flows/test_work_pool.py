@@ -6,7 +6,8 @@ import json
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -208,22 +209,52 @@ def running(flow_run: str) -> list[int]:
     return found
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("number", "schedule", "shown", "names"),
+    [
+        (signal.SIGINT, ("--interval", "3s"), "every 3s", ("served",)),
+        # Every three seconds too: seconds may stand behind the five fields of a cron line.
+        (signal.SIGTERM, ("--cron", "* * * * * */3"), "at * * * * * */3 (UTC)", ("first", "second")),
+    ],
+)
 def test_served_audits_run_on_their_schedule_and_end_with_a_signal(
-    server: Server, tickets: Path, tmp_path: Path, number: signal.Signals
+    server: Server,
+    tickets: Path,
+    tmp_path: Path,
+    number: signal.Signals,
+    schedule: Sequence[str],
+    shown: str,
+    names: Sequence[str],
 ) -> None:
-    name = f"served-{number.name}"
-    command = [*COMMAND, "serve", str(tickets), "--set", f"name={name}", "--interval", "3s"]
-    command += ["--set", "notify=null", "--reports", str(tmp_path)]
+    configs = []
+    for name in names:
+        config = yaml.safe_load(tickets.read_text()) | {"name": name, "notify": None}
+        config["train"]["path"] = str(tickets.with_name("train.parquet"))
+        configs.append(tmp_path / f"{name}.yaml")
+        configs[-1].write_text(yaml.safe_dump(config))
+    command = [*COMMAND, "serve", *map(str, configs), *schedule, "--reports", str(tmp_path)]
     log = tmp_path / "serve.log"
     with log.open("w") as stream, group(command, server.env, stream) as process:
-        wait_for(lambda: list(tmp_path.glob(f"{name}/run_id=*")) or process.poll() is not None)
+        wait_for(lambda: {name for name, *_ in completed(server, names)} == set(names) or process.poll())
         assert process.poll() is None, log.read_text()
         process.send_signal(number)
         assert process.wait(timeout=60) == 0, log.read_text()
         assert children(process.pid) == []
     said = log.read_text()
-    assert f"  audit/{name}: every 3s; reports in {tmp_path}\n" in said
+    for name in names:
+        assert f"  audit/{name}: {shown}; reports in {tmp_path}\n" in said
+        assert server.ask(f"deployments/name/audit/{name}")["paused"] is True
     assert said.endswith("stopped; the schedules are paused until the audits are served again\n")
     assert "Traceback" not in said
-    assert server.ask(f"deployments/name/audit/{name}")["paused"] is True
+    # One at a time: none begins before the one before it has ended.
+    times = sorted(times for _, *times in completed(server, names))
+    assert all(end <= start for (_, end), (start, _) in pairwise(times))
+    assert all(list(tmp_path.glob(f"{name}/run_id=*")) for name in names)
+
+
+def completed(server: Server, names: Sequence[str]) -> list[tuple[str, str, str]]:
+    """Audit, start and end of the completed runs of these deployments."""
+    state = {"type": {"any_": ["COMPLETED"]}}
+    asked = {"flow_runs": {"state": state}, "deployments": {"name": {"any_": list(names)}}}
+    runs = server.ask("flow_runs/filter", asked)
+    return [(run["name"].split()[0], run["start_time"], run["end_time"]) for run in runs]
