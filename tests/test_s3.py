@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import re
 import subprocess
@@ -10,8 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 import influence_batch
 from influence_batch.config import load_config
@@ -19,7 +23,7 @@ from influence_batch.errors import InputError
 from influence_batch.labels import export_labels
 from influence_batch.report.placing import destination
 from influence_batch.review import import_verdicts, review_state
-from influence_batch.storage import as_place
+from influence_batch.storage import as_place, read_text
 from tests.planted import FEATURES, make, spoil
 from tests.s3_server import Gate, gate, s3_server
 
@@ -239,6 +243,38 @@ def test_a_name_is_taken_once(s3: Any) -> None:
     first.give_up("20261125T020000Z")
     assert listed(s3) == []
     assert second.claim("20261125T020000Z")
+
+
+def test_images_beside_an_embedding_are_read_from_the_bucket(s3: Any) -> None:
+    """Paths relative to the folder of the data, and whole URLs; what is not there is said in its place."""
+    frame = planted([1, 2, 3, 4])
+    colors = {"ant": (200, 30, 30), "bee": (30, 200, 30), "cat": (30, 30, 200)}
+    for label, color in colors.items():
+        with s3.open(f"bucket/data/images/{label}.png", "wb") as stream:
+            Image.new("RGB", (60, 30), color).save(stream, "PNG")
+    names = np.where(frame.id % 2 == 0, "s3://bucket/data/images/", "images/") + frame.true + ".png"
+    names[frame.id == 4] = "images/none.png"
+    frame = frame.assign(embedding=list(frame[FEATURES].to_numpy()), picture=names)
+    with s3.open("bucket/data/train.parquet", "wb") as stream:
+        frame[["id", "label", "embedding", "picture"]].to_parquet(stream)
+    report = influence_batch.audit(
+        config(
+            train={"path": "s3://bucket/data/*.parquet", "id": "id", "label": "label"},
+            report={"show": {"kind": "image", "columns": "picture"}},
+        )
+    )
+    assert report.run["train"]["features"] == len(FEATURES)
+    page = read_text(report.run_dir / "report.html")
+    found = json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.S)[1])
+    assert sorted(found["rows"]["id"]) == ["1", "2", "3", "4"]
+    for id_, place in zip(found["rows"]["id"], found["rows"]["own"], strict=True):
+        item = found["train"][place]
+        if id_ == "4":
+            assert item["k"] == "e"
+            continue
+        content = base64.b64decode(item["s"].split(",")[1])
+        color = np.asarray(Image.open(io.BytesIO(content)))[15, 30]
+        np.testing.assert_allclose(color, colors[frame.true[int(id_)]], atol=6)
 
 
 def test_workers_read_their_shards_from_s3(s3: Any) -> None:
