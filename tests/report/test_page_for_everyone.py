@@ -115,15 +115,35 @@ def page(chromium: Browser, file: Path) -> Browser:
     return chromium
 
 
-def test_the_figures_of_the_noise_matrix_are_had_without_a_pointer(page: Browser) -> None:
-    summary = page.one(".flows summary")
-    assert not page.one(".flows table").is_displayed()
-    summary.send_keys(Keys.ENTER)
-    assert page.one(".flows table").is_displayed()
-    shown = page.js(
-        "return [...document.querySelectorAll('.flows tbody tr')]"
-        ".map(row => [...row.cells].map(cell => cell.innerText))"
-    )
+def test_the_figures_of_every_plot_are_had_without_a_pointer(page: Browser) -> None:
+    tables = []
+    for details in page.all(".as-table"):
+        table = details.find_element("css selector", "table")
+        assert not table.is_displayed()
+        details.find_element("css selector", "summary").send_keys(Keys.ENTER)
+        assert table.is_displayed()
+        script = "return [...arguments[0].rows].map(row => [...row.cells].map(cell => cell.innerText))"
+        tables.append(page.js(script, table))
+    trend, distribution, depths, reviewed, (_, *shown) = tables
+    assert trend[:2] == [
+        ["Night", "Wrong, about", "On the list", "New", "Reopened", "Persisting", "Resolved"],
+        ["2 Feb 2026, 02:00", "2,508 (2,000 to 60,000)", "3,080", "100", "100", "100", "100"],
+    ]
+    assert len(trend) == 1 + 9
+    assert distribution[0] == ["p_mislabeled", "Rows", "Wrong, about"]
+    counts = rich().distribution.counts[1:]
+    assert sum(int(rows.replace(",", "")) for _, rows, _ in distribution[1:]) == counts.sum()
+    assert depths == [
+        ["Rows from the top", "Wrong, as estimated", "Finds, any label", "Finds, most confusable label"],
+        ["10", "99%", "10% (10% to 10%)", "10% (10% to 10%)"],
+        ["100", "90%", "30% (30% to 30%)", "30% (30% to 30%)"],
+        ["3,000 (the list)", "80%", "60% (60% to 60%)", "60% (60% to 60%)"],
+        ["60,000", "10%", "90% (90% to 90%)", "90% (90% to 90%)"],
+    ]
+    assert reviewed == [
+        ["Mean p_mislabeled", "Reviewed", "Found wrong", "95% interval"],
+        ["0.90", "20", "85%", "64% to 95%"],
+    ]
     assert [(true, given) for true, given, _ in shown] == list(FLOWS)
     assert [float(errors) for *_, errors in shown] == pytest.approx(list(FLOWS.values()), rel=5e-3)
 
@@ -200,7 +220,8 @@ return found;
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_every_word_can_be_read(page: Browser, scheme: str) -> None:
     with page.scheme(scheme):
-        page.click(page.one(".flows summary"))
+        for summary in page.all(".as-table summary"):
+            page.click(summary)
         page.click(page.one("tr.row"))
         page.click(page.one("tr.detail [data-verdict=mislabeled]"))
         found = page.js(CONTRASTS)
@@ -273,11 +294,12 @@ def test_a_matrix_of_many_classes_has_the_width_it_needs(
         assert chromium.js(f"{figure} figure.querySelector('.heat').scrollWidth <= figure.clientWidth - 34")
     assert spans == wide
     assert [text for text in matrix if text["size"] < 11.0 or not text["inside"]] == []
-    listed = len(chromium.texts(".flows tbody tr"))
+    listed = len(chromium.texts(".matrix .as-table tbody tr"))
     shown = min(classes, 20)
     assert listed == min(shown * (shown - 1), 100)
     left_out = shown * (shown - 1) - listed
-    assert chromium.texts(".flows .quiet") == [f"{left_out} pairs with fewer are in noise_matrix.parquet."]
+    said = [f"{left_out} pairs with fewer are in noise_matrix.parquet."]
+    assert chromium.texts(".matrix .as-table .quiet") == said
 
 
 def image(random: np.random.Generator) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from influence_batch.report.page.svg import Frame, axes, band, chart, element, l
 MOST_CLASSES = 20
 # As many are no wider than half the page, however long their names.
 NARROW_CLASSES = 12
-_MOST_NIGHTS = 60
+MOST_NIGHTS = 60
 # Characters of a label beside a plot.
 _TICK = 14
 _SHARES = [(0.0, "0"), (0.25, "25%"), (0.5, "50%"), (0.75, "75%"), (1.0, "100%")]
@@ -314,7 +314,7 @@ def _bar(frame: Frame, x: float, width: float, low: float, high: float, class_: 
 
 def _nights(history: pd.DataFrame) -> tuple[Frame, pd.DataFrame, Any, list[tuple[float, str]]]:
     frame = Frame(top=12.0, bottom=28.0)
-    nights = history.tail(_MOST_NIGHTS).reset_index(drop=True)
+    nights = history.tail(MOST_NIGHTS).reset_index(drop=True)
     n = len(nights)
     inset = 24.0
 

@@ -12,9 +12,10 @@ from typing import Any
 import pyarrow as pa
 from markupsafe import Markup
 
-from influence_batch.report.page import cells, plots
+from influence_batch.report.page import cells, plot_tables, plots
 from influence_batch.report.page.content import PageContent, as_json, page_rows
-from influence_batch.report.page.tables import Parts, environment, parts_of
+from influence_batch.report.page.tables import Parts, parts_of
+from influence_batch.report.page.templates import environment
 from influence_batch.report.page.words import bounded_notes, explanation, figures, power_sentence, seconds
 
 PAGE = "report.html"
@@ -59,9 +60,11 @@ def render_page(content: PageContent, run: Mapping[str, Any]) -> str:
         duration=seconds(run),
         trend=_trend(content),
         distribution=plots.distribution(content.distribution),
+        distribution_table=plot_tables.distribution_table(content.distribution),
         below=int(content.distribution.counts[0]),
         edge=1.0 / len(content.distribution.counts),
         reliability=plots.reliability(content.reviewed) if content.reviewed else None,
+        reliability_table=plot_tables.reliability_table(content.reviewed),
         reviewed=sum(point.rows for point in content.reviewed),
         depths=_depths(content.tables.get("depths")),
         heat=parts.heat,
@@ -115,11 +118,13 @@ def _trend(content: PageContent) -> dict[str, Any] | None:
         "nights": len(history),
         "errors": plots.trend_of_errors(history),
         "states": plots.trend_of_states(history),
+        "table": plot_tables.trend_table(history),
         "counts": counts,
     }
 
 
-def _depths(table: pa.Table | None) -> Markup | None:
+def _depths(table: pa.Table | None) -> dict[str, Markup] | None:
     if table is None or len(table) < 2:
         return None
-    return plots.precision_and_power(table.to_pydict())
+    depths = table.to_pydict()
+    return {"plot": plots.precision_and_power(depths), "table": plot_tables.depths_table(depths)}

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from influence_batch.report.page import plots
 from influence_batch.report.page.content import PageContent, as_json, as_text
+from influence_batch.report.page.plot_tables import flows_table
+from influence_batch.report.page.templates import environment
 from influence_batch.report.page.views import (
     Taken,
     by_class,
@@ -23,7 +23,6 @@ from influence_batch.report.page.views import (
     group_address,
     view_data,
 )
-from influence_batch.report.page.words import percent
 
 # Rows of the tables of classes and groups, the worst first; labels that a list offers to choose from.
 _MOST_CLASSES, _MOST_GROUPS, _MOST_CHOICES = 100, 100, 500
@@ -31,8 +30,6 @@ _MOST_CLASSES, _MOST_GROUPS, _MOST_CHOICES = 100, 100, 500
 _CLASS_BYTES, _GROUP_BYTES, _CHOICE_BYTES = 200_000, 400_000, 100_000
 _MARKUP = 900
 _CONFUSED = 4
-# Pairs of the heat map with their figures in words, for those who have no pointer or do not see it.
-_MOST_FLOWS = 100
 
 
 @dataclass(frozen=True)
@@ -80,20 +77,6 @@ def parts_of(content: PageContent) -> Parts:
     )
 
 
-@cache
-def environment() -> Environment:
-    """Of the templates of the page."""
-    environment = Environment(
-        loader=PackageLoader("influence_batch.report.page"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"percent": percent, "short": plots.short, "clipped": plots.clipped}
-    return environment
-
-
 def _heat(content: PageContent) -> dict[str, Any] | None:
     """The heat map of the classes with the most errors."""
     table = content.tables.get("noise_matrix")
@@ -113,21 +96,10 @@ def _heat(content: PageContent) -> dict[str, Any] | None:
     names = [as_text(label) or "" for label in order]
     return {
         "plot": plots.heat_map(names, flows),
-        "table": _flow_table(names, flows),
+        "table": flows_table(names, flows),
         "wide": len(order) > plots.NARROW_CLASSES,
         "left_out": len(weight) - len(order),
     }
-
-
-def _flow_table(names: Sequence[str], flows: np.ndarray) -> Markup:
-    """The figures of the heat map in words, the largest first."""
-    largest = np.argsort(-flows, axis=None, kind="stable")[: int(np.count_nonzero(flows))]
-    places = [divmod(place, len(names)) for place in largest[:_MOST_FLOWS].tolist()]
-    shown = [
-        {"true": names[true], "given": names[given], "errors": flows[true, given]} for true, given in places
-    ]
-    more = len(largest) - len(shown)
-    return Markup(environment().get_template("flows.html.j2").render(flows=shown, more=more))
 
 
 def _classes(content: PageContent) -> list[dict[str, Any]]:
