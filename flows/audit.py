@@ -18,21 +18,20 @@ from flows.artifacts import leave_artifacts  # noqa: E402
 from flows.notification import notify, tell_of_killed_run  # noqa: E402
 from flows.progress import terminal_progress  # noqa: E402
 from flows.settings import config_of  # noqa: E402
-from flows.stopping import interruptible, keeping_interrupts  # noqa: E402
+from flows.stopping import ending_on_signals_in_a_flow, interruptible  # noqa: E402
 from influence_batch.audit import run  # noqa: E402
 from influence_batch.config import load_config  # noqa: E402
-from influence_batch.errors import GateError, InputError, RunError, StoppedWithReport  # noqa: E402
+from influence_batch.errors import IN_WORDS, GateError, InputError, StoppedWithReport  # noqa: E402
 from influence_batch.gates import failed_gates  # noqa: E402
 
 _RETRY_DELAY_SECONDS = 10
-_IN_WORDS = (InputError, RunError, GateError)
 
 
 class _SaidInWords(logging.Filter):
     """Keeps tracebacks of the package's own errors out of the log: their message says what to do."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        return not (record.exc_info and isinstance(record.exc_info[1], _IN_WORDS))
+        return not (record.exc_info and isinstance(record.exc_info[1], IN_WORDS))
 
 
 for _name in ("prefect.flow_runs", "prefect.task_runs"):
@@ -102,12 +101,13 @@ def audit_flow(
     parameters = {"config": config, "overrides": overrides, "reports": reports, "settings": settings}
     checked = config_of(parameters, runtime.deployment.id)
     tell_of_killed_run(checked)
-    with terminal_progress() as progress, keeping_interrupts():
-        outcome = run(checked, progress, _stage, profile=profile)
-    try:
-        leave_artifacts(outcome)
-    except KeyboardInterrupt:
-        raise StoppedWithReport(outcome.run_dir) from None
+    with ending_on_signals_in_a_flow():
+        with terminal_progress() as progress:
+            outcome = run(checked, progress, _stage, profile=profile)
+        try:
+            leave_artifacts(outcome)
+        except KeyboardInterrupt:
+            raise StoppedWithReport(outcome.run_dir) from None
     if failed := failed_gates(outcome.run):
         raise GateError("\n".join(failed), outcome.summary())
     return outcome.summary()

@@ -204,7 +204,8 @@ def review(
     """Take in what reviewers decided, give it back, or say how much of the list is reviewed.
 
     Files are CSV or Parquet, by their suffix, with the columns id and verdict (mislabeled, correct or
-    ambiguous); given_label, corrected_label, row_fingerprint, reviewer, time and note where they are known.
+    ambiguous); given_label, corrected_label, row_fingerprint, reviewer, time, note and run_id where they are
+    known.
     """
     from influence_batch.review import export_verdicts, import_verdicts, review_state, write_new
 

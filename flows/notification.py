@@ -17,6 +17,7 @@ from typing import Any, Literal
 import httpx
 
 from flows.sentences import CHANGES, measured, since_last_run
+from flows.stopping import Terminated
 from influence_batch.config import AuditConfig, load_config
 from influence_batch.config_notify import NotifyConfig
 from influence_batch.errors import GateError, InputError
@@ -56,13 +57,15 @@ def ending_of(state: Any) -> Ending | None:
         result = None
     if state.is_completed():
         return Ending("done", (), result if isinstance(result, Mapping) else {})
+    if isinstance(result, Terminated):
+        return Ending("failure", ["the run was ended by SIGTERM, which a time limit or a shutdown sends"])
     if isinstance(result, KeyboardInterrupt):
         return None
     if isinstance(result, GateError):
         return Ending("gate", str(result).splitlines(), result.summary)
     if isinstance(result, Exception):
         return Ending("failure", _reasons(result))
-    # No result, or SIGTERM, which a time limit or a shutdown sends: Prefect's message says so, not its type.
+    # No result, or SIGTERM as Prefect has it in a worker's process: its message says more than its type.
     return Ending("failure", [state.message or state.name])
 
 

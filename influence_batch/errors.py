@@ -65,3 +65,7 @@ class GateError(Exception):
 
     def __str__(self) -> str:
         return str(self.args[0])
+
+
+# What is told by its message alone, without a traceback.
+IN_WORDS = (InputError, RunError, GateError)

@@ -231,7 +231,7 @@ def _fresh(frame: pd.DataFrame, stored: pd.DataFrame | None, with_time: np.ndarr
     """Mask of the verdicts that are not stored yet.
 
     With a time of its own a verdict is known where the very same one is stored; without one, where the last
-    one on its row says the same. On which run's list is no part of it.
+    one on its row says the same. One that names the run is no copy of one that does not.
     """
     if stored is None:
         return np.ones(len(frame), dtype=bool)
@@ -241,12 +241,20 @@ def _fresh(frame: pd.DataFrame, stored: pd.DataFrame | None, with_time: np.ndarr
         return [tuple(map(str, line)) for line in part[timeless].itertuples(index=False, name=None)]
 
     times = [pd.Timestamp(time).value for time in stored["time"]]
-    all_of_them = set(zip(said(stored), times, strict=True))
-    last_of_row = {line[0]: line for line in said(stored)}
+    named = stored["run_id"].notna().tolist()
+    # Of each, and of the last of each row, whether it names a run.
+    names_run: dict[Any, bool] = {}
+    for line, time, names in zip(said(stored), times, named, strict=True):
+        names_run[line, time] = names or names_run.get((line, time), False)
+    last_of_row = {line[0]: (line, names) for line, names in zip(said(stored), named, strict=True)}
     fresh = []
-    for line, time, timed in zip(said(frame), frame["time"], with_time.tolist(), strict=True):
+    for line, time, timed, names in zip(
+        said(frame), frame["time"], with_time.tolist(), frame["run_id"].notna().tolist(), strict=True
+    ):
         if timed:
-            fresh.append((line, pd.Timestamp(time).value) not in all_of_them)
+            known = names_run.get((line, pd.Timestamp(time).value))
         else:
-            fresh.append(last_of_row.get(line[0]) != line)
+            last, last_names = last_of_row.get(line[0], (None, False))
+            known = last_names if last == line else None
+        fresh.append(known is None or (names and not known))
     return np.array(fresh, dtype=bool)

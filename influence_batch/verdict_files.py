@@ -179,6 +179,8 @@ def check_file(
     text = {
         name: [None if v is None else str(v) for v in frame[name]] for name in ("reviewer", "note", "run_id")
     }
+    # A folder's name says it too.
+    text["run_id"] = [None if v is None else v.strip().removeprefix("run_id=") for v in text["run_id"]]
     columns = {"id": ids, "verdict": frame["verdict"].tolist(), "given_label": given}
     columns |= {"corrected_label": better, "row_fingerprint": prints, "time": times, **text}
     return pd.DataFrame({name: pd.Series(columns[name], dtype=object) for name in NAMES}), off

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -17,6 +18,7 @@ from prefect.utilities.engine import capture_sigterm
 import influence_batch
 from flows import stopping
 from influence_batch.dataset.samples import write_sample
+from influence_batch.errors import InputError
 from tests.flows.processes import ROOT
 from tests.flows.webhooks import listening
 
@@ -64,20 +66,57 @@ def test_what_was_ignored_stays_ignored() -> None:
         signal.signal(signal.SIGINT, before)
 
 
-def test_a_swallowed_sigterm_comes_again_where_prefect_handles_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_swallowed_sigterm_comes_again_in_a_flow_as_what_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`capture_sigterm` is what Prefect does around the body of a flow."""
     monkeypatch.setattr(stopping, "_AGAIN_SECONDS", 0.02)
+    ended: list[BaseException] = []
 
     @stopping.interruptible
-    def stage() -> str:
-        with suppress(TerminationSignal):
+    def stage() -> None:
+        with suppress(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(10)
-        return "ran on to its end"
+
+    def flow() -> None:
+        try:
+            with stopping.ending_on_signals_in_a_flow():
+                stage()
+        except BaseException as error:
+            ended.append(error)
+            raise
 
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(KeyboardInterrupt), stopping.ending_on_signals(), capture_sigterm():
-        stage()
+        flow()
+    assert [type(error) for error in ended] == [stopping.Terminated]
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def raise_while_handling(interrupt: BaseException, error: Exception) -> None:
+    try:
+        raise interrupt
+    except BaseException:
+        raise error  # noqa: B904
+
+
+def test_in_a_workers_process_prefect_ends_the_run() -> None:
+    """Without a command around: its own exception, also where its bookkeeping hides it."""
+    with pytest.raises(TerminationSignal), stopping.ending_on_signals_in_a_flow():
+        raise_while_handling(TerminationSignal(signal.SIGTERM), ValueError("Task run is not set"))
+
+
+def test_what_is_no_interrupt_stays_what_it_is() -> None:
+    """A timeout has a cancellation behind it."""
+
+    async def slow() -> None:
+        async with asyncio.timeout(0.01):
+            await asyncio.sleep(10)
+
+    for around in (stopping.ending_on_signals, stopping.ending_on_signals_in_a_flow):
+        with pytest.raises(TimeoutError), around():
+            asyncio.run(slow())
+        with pytest.raises(InputError), around():
+            raise_while_handling(KeyboardInterrupt(), InputError("told in words"))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -113,12 +152,15 @@ def test_an_interrupt_in_prefects_own_bookkeeping_ends_in_the_same_words(
     assert "Traceback" not in result.stderr
     # A person's Ctrl-C is nobody's news; SIGTERM is what a time limit or a shutdown sends.
     assert [body["reasons"] for body in webhook.bodies] == (
-        [["Execution was aborted by a termination signal."]] if number == signal.SIGTERM else []
+        [["the run was ended by SIGTERM, which a time limit or a shutdown sends"]]
+        if number == signal.SIGTERM
+        else []
     )
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_stopped_while_earlier_runs_are_removed_there_is_a_report(
-    tmp_path: Path, environment: dict[str, str]
+    tmp_path: Path, environment: dict[str, str], number: signal.Signals
 ) -> None:
     """The real command, in which an interrupt comes as the first of the earlier runs goes."""
     write_sample("breast_cancer", tmp_path / "data")
@@ -128,9 +170,9 @@ def test_stopped_while_earlier_runs_are_removed_there_is_a_report(
     )
     influence_batch.audit(tmp_path / "night.yaml")
     code = (
-        "import os, signal\n"
+        "import os\n"
         "from influence_batch.report.placing import OnDisk\n"
-        "OnDisk.remove = lambda self, run_id: os.kill(os.getpid(), signal.SIGINT)\n"
+        f"OnDisk.remove = lambda self, run_id: os.kill(os.getpid(), {number:d})\n"
         "from flows.cli import main\n"
         "main()\n"
     )

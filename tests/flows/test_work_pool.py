@@ -214,12 +214,13 @@ def running(flow_run: str) -> list[int]:
     [
         (signal.SIGINT, ("--interval", "3s"), "every 3s", ("served",)),
         # Every three seconds too: seconds may stand behind the five fields of a cron line.
-        (signal.SIGTERM, ("--cron", "* * * * * */3"), "at * * * * * */3 (UTC)", ("first", "second")),
+        (signal.SIGTERM, ("--cron", "* * * * * */3"), "at * * * * * */3 (UTC)", ("first", "failing")),
     ],
 )
 def test_served_audits_run_on_their_schedule_and_end_with_a_signal(
     server: Server,
     tickets: Path,
+    webhook: Webhook,
     tmp_path: Path,
     number: signal.Signals,
     schedule: Sequence[str],
@@ -230,12 +231,19 @@ def test_served_audits_run_on_their_schedule_and_end_with_a_signal(
     for name in names:
         config = yaml.safe_load(tickets.read_text()) | {"name": name, "notify": None}
         config["train"]["path"] = str(tickets.with_name("train.parquet"))
+        if name == "failing":
+            config |= {"model": {"max_iterations": 1, "l2": 1e-6}, "notify": {"url": webhook.url}}
         configs.append(tmp_path / f"{name}.yaml")
         configs[-1].write_text(yaml.safe_dump(config))
+    del webhook.requests[:]
     command = [*COMMAND, "serve", *map(str, configs), *schedule, "--reports", str(tmp_path)]
     log = tmp_path / "serve.log"
+
+    def all_ran() -> bool:
+        return {name for name, *_ in final_runs(server, names)} == set(names)
+
     with log.open("w") as stream, group(command, server.env, stream) as process:
-        wait_for(lambda: {name for name, *_ in completed(server, names)} == set(names) or process.poll())
+        wait_for(lambda: all_ran() or process.poll() is not None)
         assert process.poll() is None, log.read_text()
         process.send_signal(number)
         assert process.wait(timeout=60) == 0, log.read_text()
@@ -244,17 +252,21 @@ def test_served_audits_run_on_their_schedule_and_end_with_a_signal(
     for name in names:
         assert f"  audit/{name}: {shown}; reports in {tmp_path}\n" in said
         assert server.ask(f"deployments/name/audit/{name}")["paused"] is True
+        assert bool(list(tmp_path.glob(f"{name}/run_id=*"))) == (name != "failing")
     assert said.endswith("stopped; the schedules are paused until the audits are served again\n")
     assert "Traceback" not in said
     # One at a time: none begins before the one before it has ended.
-    times = sorted(times for _, *times in completed(server, names))
+    times = sorted(times for _, *times in final_runs(server, names))
+    assert len(times) >= len(names)
     assert all(end <= start for (_, end), (start, _) in pairwise(times))
-    assert all(list(tmp_path.glob(f"{name}/run_id=*")) for name in names)
+    told = {(body["audit"], body["event"], body["reasons"][0][:34]) for body in webhook.bodies}
+    stopped = ("failing", "failure", "the fit stopped at a gradient norm")
+    assert told == ({stopped} if "failing" in names else set())
 
 
-def completed(server: Server, names: Sequence[str]) -> list[tuple[str, str, str]]:
-    """Audit, start and end of the completed runs of these deployments."""
-    state = {"type": {"any_": ["COMPLETED"]}}
+def final_runs(server: Server, names: Sequence[str]) -> list[tuple[str, str, str]]:
+    """Audit, start and end of the runs of these deployments that ended by themselves."""
+    state = {"type": {"any_": ["COMPLETED", "FAILED"]}}
     asked = {"flow_runs": {"state": state}, "deployments": {"name": {"any_": list(names)}}}
     runs = server.ask("flow_runs/filter", asked)
     return [(run["name"].split()[0], run["start_time"], run["end_time"]) for run in runs]

@@ -65,7 +65,7 @@ def rich(rows: int = 120, **changes: Any) -> PageContent:
             "estimated_errors": 2500.0 + np.arange(n_nights),
             "estimated_errors_low": 2000.0,
             "estimated_errors_high": 60_000.0,
-            **dict.fromkeys(("new", "persisting", "reopened", "resolved"), 100),
+            **{name: 100 + i for i, name in enumerate(("new", "persisting", "reopened", "resolved"))},
         }
     )
     numbers = {"rows": [900] * 7, "suspects": [20] * 7, "error_rate": np.linspace(0.01, 0.4, 7)}
@@ -74,8 +74,10 @@ def rich(rows: int = 120, **changes: Any) -> PageContent:
     influence = ("times_overall", "mean_test_influence", "mean_test_group_influence")
     depths: dict[str, Any] = {"depth": [10, 100, 3000, 60_000], "is_list": [False, False, True, False]}
     depths["estimated_precision"] = [0.99, 0.9, 0.8, 0.1]
-    for kind in ("random", "nearest"):
-        depths |= {f"power_{kind}{end}": [0.1, 0.3, 0.6, 0.9] for end in ("", "_low", "_high")}
+    powers = {"random": np.array([0.2, 0.4, 0.7, 0.95]), "nearest": np.array([0.12, 0.3, 0.6, 0.9])}
+    for kind, power in powers.items():
+        ends = {"": power, "_low": power - 0.1, "_high": power + 0.04}
+        depths |= {f"power_{kind}{end}": values.tolist() for end, values in ends.items()}
     true, given = zip(*FLOWS, strict=True)
     whole = {
         "suspects": suspects,
@@ -126,19 +128,25 @@ def test_the_figures_of_every_plot_are_had_without_a_pointer(page: Browser) -> N
         tables.append(page.js(script, table))
     trend, distribution, depths, reviewed, (_, *shown) = tables
     assert trend[:2] == [
-        ["Night", "Wrong, about", "On the list", "New", "Reopened", "Persisting", "Resolved"],
-        ["2 Feb 2026, 02:00", "2,508 (2,000 to 60,000)", "3,080", "100", "100", "100", "100"],
+        ["Night, UTC", "Wrong, about", "On the list", "New", "Reopened", "Persisting", "Resolved"],
+        ["2 Feb 2026, 02:00", "2,508 (2,000 to 60,000)", "3,080", "100", "102", "101", "103"],
     ]
     assert len(trend) == 1 + 9
     assert distribution[0] == ["p_mislabeled", "Rows", "Wrong, about"]
     counts = rich().distribution.counts[1:]
-    assert sum(int(rows.replace(",", "")) for _, rows, _ in distribution[1:]) == counts.sum()
+    assert [int(rows.replace(",", "")) for _, rows, _ in distribution[1:]] == counts[counts > 0].tolist()
+    ends = [at.split(" to ") for at, *_ in distribution[1:]]
+    assert [[float(end) for end in pair] for pair in ends] == [
+        pytest.approx([at / 20, (at + 1) / 20]) for at in 1 + np.flatnonzero(counts)
+    ]
+    expected = rich().distribution.expected[1:][counts > 0]
+    assert [float(wrong) for *_, wrong in distribution[1:]] == pytest.approx(expected.tolist(), rel=5e-3)
     assert depths == [
         ["Rows from the top", "Wrong, as estimated", "Finds, any label", "Finds, most confusable label"],
-        ["10", "99%", "10% (10% to 10%)", "10% (10% to 10%)"],
-        ["100", "90%", "30% (30% to 30%)", "30% (30% to 30%)"],
-        ["3,000 (the list)", "80%", "60% (60% to 60%)", "60% (60% to 60%)"],
-        ["60,000", "10%", "90% (90% to 90%)", "90% (90% to 90%)"],
+        ["10", "99%", "20% (10% to 24%)", "12% (2.0% to 16%)"],
+        ["100", "90%", "40% (30% to 44%)", "30% (20% to 34%)"],
+        ["3,000 (the list)", "80%", "70% (60% to 74%)", "60% (50% to 64%)"],
+        ["60,000", "10%", "95% (85% to 99%)", "90% (80% to 94%)"],
     ]
     assert reviewed == [
         ["Mean p_mislabeled", "Reviewed", "Found wrong", "95% interval"],
@@ -298,7 +306,7 @@ def test_a_matrix_of_many_classes_has_the_width_it_needs(
     shown = min(classes, 20)
     assert listed == min(shown * (shown - 1), 100)
     left_out = shown * (shown - 1) - listed
-    said = [f"{left_out} pairs with fewer are in noise_matrix.parquet."]
+    said = [f"{left_out} pairs with fewer in noise_matrix.parquet."]
     assert chromium.texts(".matrix .as-table .quiet") == said
 
 

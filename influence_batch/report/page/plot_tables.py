@@ -27,7 +27,7 @@ def distribution_table(found: Distribution) -> Markup:
         for i, (count, wrong) in enumerate(bins)
         if i and count
     ]
-    return _table(("p_mislabeled", "Rows", "Wrong, about"), rows)
+    return _table("probabilities", ("p_mislabeled", "Rows", "Wrong, about"), rows)
 
 
 def reliability_table(points: Sequence[Reviewed]) -> Markup:
@@ -36,12 +36,12 @@ def reliability_table(points: Sequence[Reviewed]) -> Markup:
         (
             f"{point.predicted:.2f}",
             f"{point.rows:,}",
-            f"{point.wrong:.0%}",
-            f"{point.low:.0%} to {point.high:.0%}",
+            percent(point.wrong),
+            f"{percent(point.low)} to {percent(point.high)}",
         )
         for point in points
     ]
-    return _table(("Mean p_mislabeled", "Reviewed", "Found wrong", "95% interval"), rows)
+    return _table("verdicts", ("Mean p_mislabeled", "Reviewed", "Found wrong", "95% interval"), rows)
 
 
 def depths_table(depths: Mapping[str, Sequence[Any]]) -> Markup:
@@ -56,7 +56,7 @@ def depths_table(depths: Mapping[str, Sequence[Any]]) -> Markup:
         )
         for i, depth in enumerate(depths["depth"])
     ]
-    return _table(("Rows from the top", "Wrong, as estimated", *kinds.values()), rows)
+    return _table("length of the list", ("Rows from the top", "Wrong, as estimated", *kinds.values()), rows)
 
 
 def trend_table(history: pd.DataFrame) -> Markup:
@@ -71,43 +71,48 @@ def trend_table(history: pd.DataFrame) -> Markup:
         )
         for _, night in history.tail(MOST_NIGHTS)[::-1].iterrows()
     ]
-    names = ("Night", "Wrong, about", "On the list", *(name.capitalize() for name in states))
+    names = ("Night, UTC", "Wrong, about", "On the list", *(name.capitalize() for name in states))
     more = len(history) - len(rows)
-    return _table(names, rows, f"{more:,} earlier nights: influence-batch history." if more else None)
+    said = f"{more:,} earlier {'night' if more == 1 else 'nights'}: influence-batch history."
+    return _table("trend", names, rows, said if more else None)
 
 
-def flows_table(names: Sequence[str], flows: np.ndarray) -> Markup:
+def flows_table(labels: Sequence[str], flows: np.ndarray) -> Markup:
     """Of `plots.heat_map`: pairs of labels that have errors at all, the most first."""
     largest = np.argsort(-flows, axis=None, kind="stable")[: int(np.count_nonzero(flows))]
-    places = [divmod(int(at), len(names)) for at in largest[:_MOST_PAIRS]]
-    labels = [clipped(name or "(empty)") for name in names]
+    places = [divmod(int(at), len(labels)) for at in largest[:_MOST_PAIRS]]
+    labels = [clipped(label or "(empty)") for label in labels]
     rows = [(labels[true], labels[given], short(flows[true, given])) for true, given in places]
     more = len(largest) - len(places)
-    return _table(
-        ("True label", "Given label", "Wrong, about"),
-        rows,
-        f"{more:,} pairs with fewer are in noise_matrix.parquet." if more else None,
-        words=2,
-    )
+    said = f"{more:,} {'pair' if more == 1 else 'pairs'} with fewer in noise_matrix.parquet."
+    names = ("True label", "Given label", "Wrong, about")
+    return _table("noise matrix", names, rows, said if more else None, words=2)
 
 
 def _table(
-    names: Sequence[str], rows: Iterable[Sequence[str]], more: str | None = None, words: int = 1
+    plot: str,
+    names: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    more: str | None = None,
+    words: int = 1,
 ) -> Markup:
     """A table that opens at a key.
 
     Args:
+        plot: what it has the figures of.
+        names: of the columns.
         more: what it leaves out, in a sentence.
         words: how many of the first columns are words; the others are numbers.
     """
     template = environment().get_template("plot_table.html.j2")
-    return Markup(template.render(names=names, rows=list(rows), more=more, words=words))
+    return Markup(template.render(plot=plot, names=names, rows=list(rows), more=more, words=words))
 
 
 def _share(value: float | None, low: float | None = None, high: float | None = None) -> str:
     if value is None:
         return _UNKNOWN
-    return percent(value) + (f" ({low:.0%} to {high:.0%})" if low is not None and high is not None else "")
+    ends = f" ({percent(low)} to {percent(high)})" if low is not None and high is not None else ""
+    return percent(value) + ends
 
 
 def _count(value: Any) -> str:
