@@ -19,7 +19,7 @@ from influence_batch.execution import local_workers
 from influence_batch.influence.fit import sample_rows
 from influence_batch.influence.objective import hessian_shape
 from influence_batch.influence.precision import worth_single
-from influence_batch.models import Loss, linear, make_loss
+from influence_batch.models import Loss, linear, make_loss, quadratic_forms
 from influence_batch.models.many_classes import MANY
 from influence_batch.solvers.choice import Choice, choose
 
@@ -339,7 +339,7 @@ def make_plan(config: AuditConfig, train: Dataset, n_test: int, classes: tuple[A
     copies = 2.0 if config.cluster.kind == "none" else 3.0 + 2.0 * slots
     shape = hessian_shape(loss, d)
     one = 8.0 * shape.blocks * shape.size**2
-    kept_forms, making = linear.form_bytes(loss, d)
+    kept_forms, making = quadratic_forms.form_bytes(loss, d)
     # The flow's process makes them; workers have copies.
     forms = kept_forms * (1 if config.cluster.kind == "none" else 1 + slots) + making
     # Smaller blocks of test points cost little; without the matrices each point takes a solve of its own.

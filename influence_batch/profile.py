@@ -22,7 +22,7 @@ from influence_batch.config import AuditConfig
 from influence_batch.execution import Executor, InProcessExecutor, Reduction, RowArray, ShardedSource
 from influence_batch.execution.reduction import MapFunction
 from influence_batch.influence.objective import hessian_shape
-from influence_batch.models import linear
+from influence_batch.models import linear, quadratic_forms
 from influence_batch.plan import Plan, planned_slots
 from influence_batch.solvers import Kronecker
 from influence_batch.stages import Clock
@@ -89,7 +89,7 @@ def _influence(over: Pass) -> Flops:
     sizes = over.plan.sizes
     if isinstance(over.state[2], Kronecker):
         return _of_type(2.0 * over.rows * sizes.d * (sizes.d + sizes.k), over.state[4], _value(over).double)
-    count = max(1, round(sizes.d / linear.COLUMNS))
+    count = max(1, round(sizes.d / quadratic_forms.COLUMNS))
     pairs = linear.hessian_pairs(sizes.loss)
     products = pairs * over.rows * sizes.d**2 * (1 + 1 / count)
     return _of_type(products, over.state[4], _value(over).double)

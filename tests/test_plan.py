@@ -17,7 +17,7 @@ from influence_batch import plan as plan_module
 from influence_batch.config import LocalCluster, load_config
 from influence_batch.errors import InputError, RunError
 from influence_batch.execution import open_executor
-from influence_batch.models import linear
+from influence_batch.models import quadratic_forms
 from influence_batch.models.losses import Softmax, Squared
 from influence_batch.plan import Plan
 from influence_batch.preparation import plan_audit, prepare
@@ -179,7 +179,7 @@ def test_forms_that_leverages_take_are_counted(data: Path, kind: str) -> None:
     made = plan(data, model={"kind": kind, **task})
     stages = {stage.name: stage.memory for stage in made.stages}
     taken = stages["influence"] - stages["fit"]
-    forms = linear.form_bytes(made.sizes.loss, made.sizes.d)
+    forms = quadratic_forms.form_bytes(made.sizes.loss, made.sizes.d)
     assert taken == pytest.approx(made.choice.dense_bytes + sum(forms))
 
 
@@ -189,10 +189,10 @@ def test_forms_take_no_more_than_is_said(outputs: int) -> None:
     d, q = 300, 300 * outputs
     blocks = np.ones((1, q, q))
     tracemalloc.start()
-    linear.leverage_forms(loss, blocks)
+    quadratic_forms.leverage_forms(loss, blocks)
     taken = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    said = sum(linear.form_bytes(loss, d))
+    said = sum(quadratic_forms.form_bytes(loss, d))
     assert 0.7 * said < taken <= said
 
 

@@ -14,7 +14,7 @@ from influence_batch.execution.parts import InMemoryStore, Store, join_columns
 from influence_batch.execution.reduction import Rows
 from influence_batch.influence.chunks import row_chunks
 from influence_batch.influence.objective import Objective
-from influence_batch.models import linear, many_classes
+from influence_batch.models import linear, many_classes, quadratic_forms
 from influence_batch.models.losses import Loss, predict, value_and_residual
 from influence_batch.solvers import Deferred, InverseHessian, Kronecker
 from influence_batch.threads import in_threads
@@ -124,7 +124,7 @@ def train_influence(
     elif 8.0 * blocks * size**2 <= memory:
         made_of = store.remember(f"{name}-inverse", lambda: _blocks_of(inverse))
         missed = not made_of["converged"].all()
-        forms = linear.leverage_forms(objective.loss, made_of["blocks"], objective.single)
+        forms = quadratic_forms.leverage_forms(objective.loss, made_of["blocks"], objective.single)
         made_of = {"converged": made_of["converged"]}  # H^-1 has served
         state = (objective.loss, weights, forms, objective.n, objective.single, with_leverages, missed)
         parts = objective.executor.map(dataset, _shard_influence, state, objective.rows, missing)
@@ -151,7 +151,7 @@ def _blocks_of(inverse: InverseHessian) -> dict[str, np.ndarray]:
 
 def _shard_influence(
     shard: Shard,
-    state: tuple[Loss, np.ndarray, list[linear.Forms] | Kronecker, float, bool, bool, bool],
+    state: tuple[Loss, np.ndarray, list[quadratic_forms.Forms] | Kronecker, float, bool, bool, bool],
     rows: Rows,
 ) -> Part:
     loss, weights, inverse, n_total, single, with_leverages, missed = state
@@ -166,7 +166,7 @@ def _shard_influence(
         if isinstance(inverse, Kronecker):
             leverages = linear.kronecker_leverage(loss, features, *inverse, n_total, single)
         else:
-            leverages = linear.leverage_by(loss, features, inverse, n_total)
+            leverages = quadratic_forms.leverage_by(loss, features, inverse, n_total)
 
         def made(
             part: slice,
@@ -321,7 +321,7 @@ def leave_one_out_loss(
     if not dense:
         found = _by_solving(objective, weights, inverse, part)
     else:
-        leverages = linear.leverage(
+        leverages = quadratic_forms.leverage(
             objective.loss, part.features, inverse.inverse_blocks(), objective.n, objective.single
         )
         found = _from_leverages(objective.loss, weights, part, leverages, None)

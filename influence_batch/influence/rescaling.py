@@ -86,7 +86,7 @@ def rescaled_influence(
 def rescaled_leverage(
     loss: Loss, features: np.ndarray, leverages: np.ndarray, rescaling: Rescaling
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A' as `linear.leverage` gives it, rescaled and by the factors alone.
+    """A' as `quadratic_forms.leverage` gives it, rescaled and by the factors alone.
 
     Args:
         features: (n, d).

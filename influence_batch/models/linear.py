@@ -15,10 +15,6 @@ all that concerns one example is done with the k - 1 contrasts D' f to the last 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from itertools import islice, pairwise
-from typing import NamedTuple
-
 import numpy as np
 
 from influence_batch.models.losses import Loss, curvature_entries
@@ -29,9 +25,8 @@ _PRODUCT_BYTES, _SINGLE_BYTES = 1024**2, 4 * 1024**2
 # Pairs of logits, or chunks of rows, are worked on in so many groups, in threads; for chunks each group has a
 # sum of its own, of so many bytes in all.
 _GROUPS, _SUM_BYTES = 8, 64 * 1024**2
-# Columns of a quadratic form that are multiplied at a time, those before them left out, of so many forms side
-# by side, for so many bytes of rows.
-COLUMNS, STACKED, _ROW_BYTES = 40, 9, 512 * 1024
+# Features that are zero for all examples are left out of products where they are more than the rest of this.
+WORTH_CUTTING = 0.97
 
 # From so many logits on products with one vector are large enough.
 WIDE = 48
@@ -110,15 +105,41 @@ def weighted_gram(features: np.ndarray, weights: np.ndarray, single: bool = Fals
     n, d = features.shape
     chunks = _product_chunks(n, d, single)
     groups = max(1, min(_GROUPS, len(chunks), _SUM_BYTES // (8 * d * d)))
+    used = _used_columns(features)
 
     def some(group: int) -> np.ndarray:
-        total = np.zeros((d, d))
+        total = np.zeros((len(used), len(used)))
         for part in chunks[group::groups]:
-            _add_gram(total, as_multiplied(features[part], single), weights[part])
+            _add_gram(total, as_multiplied(cut_to(features[part], used), single), weights[part])
         return total
 
-    total: np.ndarray = sum(in_threads(some, range(groups)), np.zeros((d, d)))
-    return total
+    total = np.zeros((1, d, d))
+    total[0, : len(used), : len(used)] = sum(in_threads(some, range(groups)))
+    _spread(total, used)
+    return total[0]
+
+
+def _used_columns(features: np.ndarray) -> np.ndarray:
+    """The columns (u,) that are not zero throughout; all where that are nearly all."""
+    d = features.shape[1]
+    used = np.flatnonzero(features.any(axis=0))
+    return used if len(used) <= WORTH_CUTTING * d else np.arange(d)
+
+
+def cut_to(features: np.ndarray, used: np.ndarray) -> np.ndarray:
+    """Some columns (n, u) of features (n, d), themselves where those are all."""
+    return features if len(used) == features.shape[1] else features[:, used]
+
+
+def _spread(sums: np.ndarray, used: np.ndarray) -> None:
+    """Move what stands in the corner of each matrix (m, d, d) to the rows and columns `used`, in place."""
+    u = len(used)
+    if u == sums.shape[1]:
+        return
+    for matrix in sums:
+        corner = matrix[:u, :u].copy()
+        matrix[:] = 0.0
+        matrix[np.ix_(used, used)] = corner
 
 
 def _product_chunks(n: int, d: int, single: bool = False) -> list[slice]:
@@ -181,22 +202,25 @@ def pair_sums(
     if loss.separable:
         curvature = loss.curvature(logits(weights, features), targets)
         return np.stack([weighted_gram(features, w * curvature[:, a], single) for a in range(k)])
-    pairs = _contrast_pairs(k)
+    pairs = contrast_pairs(k)
     entry = curvature_entries(loss, logits(weights, features), targets)
     sums = np.zeros((len(pairs), d, d))
     groups = min(_GROUPS, len(pairs))
 
     # Once for all pairs.
     multiplied = as_multiplied(features, single)
+    used = _used_columns(features)
+    corners = sums[:, : len(used), : len(used)]
 
     def add(group: int) -> None:
         # Rows first: those of a chunk stay in the cache for all pairs of the group.
         for part in _product_chunks(n, d, single):
-            some = multiplied[part]
+            some = cut_to(multiplied[part], used)
             for number in range(group, len(pairs), groups):
-                _add_gram(sums[number], some, w[part] * entry(*pairs[number], part))
+                _add_gram(corners[number], some, w[part] * entry(*pairs[number], part))
 
     in_threads(add, range(groups))
+    _spread(sums, used)
     return sums
 
 
@@ -207,7 +231,7 @@ def as_blocks(loss: Loss, sums: np.ndarray) -> np.ndarray:
     k, d = loss.outputs, sums.shape[1]
     last = k - 1
     blocks = np.empty((k, d, k, d))
-    numbers = {pair: number for number, pair in enumerate(_contrast_pairs(k))}
+    numbers = {pair: number for number, pair in enumerate(contrast_pairs(k))}
 
     def fill(a: int) -> None:
         # The columns of C sum to 0, so the last block of a row is what the others lack.
@@ -224,95 +248,9 @@ def as_blocks(loss: Loss, sums: np.ndarray) -> np.ndarray:
     return blocks.reshape(1, k * d, k * d)
 
 
-def _contrast_pairs(k: int) -> list[tuple[int, int]]:
+def contrast_pairs(k: int) -> list[tuple[int, int]]:
     """The pairs of contrasts, each once."""
     return [(a, b) for a in range(k - 1) for b in range(a, k - 1)]
-
-
-def leverage(
-    loss: Loss, features: np.ndarray, inverse_blocks: np.ndarray, n_total: float, single: bool = False
-) -> np.ndarray:
-    """`A_i = (1/n) (x_i (x) I)' H^-1 (x_i (x) I)`.
-
-    Args:
-        features: (n, d).
-        inverse_blocks: blocks of H^-1 (b, q, q), as the Hessian's.
-        n_total: number of training examples, n in the formula.
-        single: products of float32.
-
-    Returns:
-        Its diagonal (n, k) if separable, else D' A_i D (n, k-1, k-1).
-    """
-    return leverage_by(loss, features, leverage_forms(loss, inverse_blocks, single), n_total)
-
-
-def leverage_by(loss: Loss, features: np.ndarray, forms: Sequence[Forms], n_total: float) -> np.ndarray:
-    """The same from what `leverage_forms` makes of H^-1."""
-    k = loss.outputs
-    quadratic = np.concatenate([_quadratics(features, some) for some in forms], axis=1)
-    quadratic /= n_total
-    if loss.separable:
-        return np.repeat(quadratic, k // quadratic.shape[1], axis=1)
-    result = np.empty((len(features), k - 1, k - 1))
-    for (a, b), column in zip(_contrast_pairs(k), quadratic.T, strict=True):
-        result[:, a, b] = result[:, b, a] = column
-    return result
-
-
-class Forms(NamedTuple):
-    """Quadratic forms side by side, M's part below the diagonal taken twice and the one above not at all.
-
-    Attributes:
-        slices: for columns from one of `edges` to the next those of all forms, from that row down.
-        edges: of the slices.
-        forms: how many.
-    """
-
-    slices: list[np.ndarray]
-    edges: list[tuple[int, int]]
-    forms: int
-
-
-def form_bytes(loss: Loss, d: int) -> tuple[float, float]:
-    """Bytes of `leverage_forms` in float64, and of what one form at a time is made of."""
-    forms = 0.5 * hessian_pairs(loss) * (1.0 + 1.0 / max(1, round(d / COLUMNS)))
-    return 8.0 * d**2 * forms, 8.0 * d**2 * (2.2 if loss.separable else 4.5)
-
-
-def leverage_forms(loss: Loss, inverse_blocks: np.ndarray, single: bool = False) -> list[Forms]:
-    """The quadratic forms that leverages are, of H^-1 (b, q, q), `STACKED` of them in each.
-
-    Args:
-        single: of float32.
-    """
-    k = loss.outputs
-    if loss.separable:
-        matrices: Iterator[np.ndarray] = iter(inverse_blocks)
-        count, d = len(inverse_blocks), inverse_blocks.shape[1]
-    else:
-        d = inverse_blocks.shape[1] // k
-        inverse, last, pairs = inverse_blocks[0].reshape(k, d, k, d), k - 1, _contrast_pairs(k)
-        count = len(pairs)
-
-        def contrast(a: int, b: int) -> np.ndarray:
-            matrix = inverse[a, :, b, :] - inverse[last, :, b, :] - inverse[a, :, last, :]
-            matrix += inverse[last, :, last, :]
-            return matrix
-
-        matrices = (contrast(a, b) for a, b in pairs)
-    cuts = max(1, round(d / COLUMNS))
-    edges = list(pairwise([d * i // cuts for i in range(cuts + 1)]))
-    dtype = np.dtype(np.float32 if single else np.float64)
-    result = []
-    for start in range(0, count, STACKED):
-        g = min(STACKED, count - start)
-        slices = [np.empty((d - low, g, high - low), dtype) for low, high in edges]
-        for place, matrix in enumerate(islice(matrices, g)):
-            lower = np.tril(matrix) + np.triu(matrix, 1).T
-            for (low, high), into in zip(edges, slices, strict=True):
-                into[:, place] = lower[low:, low:high]
-        result.append(Forms([into.reshape(len(into), -1) for into in slices], edges, g))
-    return result
 
 
 def kronecker_leverage(
@@ -364,27 +302,6 @@ def scaled_diagonal(squares: np.ndarray, values: np.ndarray, n_total: float, sin
     """The same from the squares of z (n, d)."""
     diagonal: np.ndarray = squares @ as_multiplied((1.0 / values).T / n_total, single)
     return diagonal
-
-
-def _quadratics(features: np.ndarray, forms: Forms) -> np.ndarray:
-    """`x_i' M x_i` (n, g) for X (n, d) and g matrices M (d, d), symmetric or not.
-
-    Rows stay in a core's cache while they are multiplied with one slice of columns after the other, of all
-    matrices side by side. Half of each matrix nearly halves the operations.
-    """
-    n, d = features.shape
-    total = np.zeros((n, forms.forms))
-    single = forms.slices[0].dtype == np.float32
-
-    def add(part: slice) -> None:
-        x = as_multiplied(features[part], single)
-        for (start, stop), block in zip(forms.edges, forms.slices, strict=True):
-            product = (x[:, start:] @ block).reshape(len(x), forms.forms, stop - start)
-            total[part] += np.einsum("ngj,nj->ng", product, x[:, start:stop])
-
-    step = max(64, _ROW_BYTES // ((4 if single else 8) * d))
-    in_threads(add, [slice(start, start + step) for start in range(0, n, step)])
-    return total
 
 
 def quadratic_form(left: np.ndarray, leverages: np.ndarray, right: np.ndarray) -> np.ndarray:

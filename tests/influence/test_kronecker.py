@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from influence_batch.influence import Objective, approximation_error, fit, train_influence
-from influence_batch.models import Loss, linear
+from influence_batch.models import Loss, linear, quadratic_forms
 from influence_batch.solvers import Deferred, Direct, Ekfac
 from tests.conftest import ArraySource
 from tests.influence.test_objective import LOSSES, dense_terms, objective_of, weights_of
@@ -45,7 +45,7 @@ def test_exact_where_all_curvatures_are_the_same(loss: Loss, intercept: bool, we
     np.testing.assert_allclose(dense.inverse_blocks(), direct.inverse_blocks(), rtol=1e-9)
     np.testing.assert_allclose(
         linear.kronecker_leverage(loss, features, *ekfac.kronecker, objective.n),
-        linear.leverage(loss, features, direct.inverse_blocks(), objective.n),
+        quadratic_forms.leverage(loss, features, direct.inverse_blocks(), objective.n),
         rtol=1e-7,
         atol=1e-10,
     )
@@ -109,7 +109,7 @@ def test_leverages_are_limited_only_where_they_are_too_large(loss: Loss) -> None
     weights = weights_of(objective)
     features, targets = objective.dataset.features, objective.dataset.targets  # type: ignore[attr-defined]
     curvature = loss.curvature(features @ weights.T, targets)
-    leverages = linear.leverage(
+    leverages = quadratic_forms.leverage(
         loss, features, Direct(objective.hessian(weights)).inverse_blocks(), objective.n
     )
     # What can be a leverage stays, near to 1 as it may be.

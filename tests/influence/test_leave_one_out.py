@@ -34,6 +34,25 @@ def test_self_influence_is_its_formula(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_features_without_a_value_change_nothing(kind: str) -> None:
+    """Zero for every example, or for those of some shards."""
+    objective, source = problem(kind)
+    weights = fit(objective).weights
+    expected = train_influence(objective, weights, Direct(objective.hessian(weights)), 1e9)
+    d = source.features.shape[1]
+    at = np.array([0, 1, 1, d - 1])  # before these columns
+    wider = ArraySource(np.insert(source.features, at, 0.0, axis=1), source.targets, [10, source.n_rows - 10])
+    wide = Objective(wider, InProcessExecutor(2**28), objective.loss, np.insert(objective.penalty, at, 0.5))
+    found_weights = fit(wide).weights
+    found = train_influence(wide, found_weights, Direct(wide.hessian(found_weights)), 1e9)
+    np.testing.assert_allclose(found_weights, np.insert(weights, at, 0.0, axis=1), rtol=1e-7, atol=1e-9)
+    for name in ("self_influence", "loo_logits", "self_leave_one_out"):
+        np.testing.assert_allclose(
+            getattr(found, name), getattr(expected, name), rtol=1e-7, atol=1e-9, err_msg=name
+        )
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("solver", [ConjugateGradient, Lissa])
 @pytest.mark.parametrize("memory", [1e9, 2e5], ids=["dense inverse", "example by example"])
 def test_every_solver_and_route_gives_the_same(kind: str, solver: type, memory: float) -> None:

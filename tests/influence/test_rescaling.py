@@ -11,7 +11,7 @@ from influence_batch.execution import InProcessExecutor
 from influence_batch.execution.parts import InMemoryStore
 from influence_batch.influence import Objective, TrainInfluence, fit, rescaled_influence, train_influence
 from influence_batch.influence.rescaling import Rescaling, rescaled_leverage
-from influence_batch.models import linear
+from influence_batch.models import linear, quadratic_forms
 from influence_batch.solvers import Direct
 from tests.conftest import ArraySource
 from tests.influence.problems import KINDS, problem
@@ -65,7 +65,9 @@ def test_where_nothing_changed_leverages_stay(kind: str) -> None:
     hessian = objective.hessian(weights)
     factors = hessian.kronecker()
     first = train_influence(objective, weights, Direct(hessian), 1e9, with_leverages=True)
-    expected = linear.leverage(objective.loss, source.features, Direct(hessian).inverse_blocks(), objective.n)
+    expected = quadratic_forms.leverage(
+        objective.loss, source.features, Direct(hessian).inverse_blocks(), objective.n
+    )
     found, by_factors = rescaled_leverage(
         objective.loss,
         source.features,
