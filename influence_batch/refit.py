@@ -61,7 +61,7 @@ def refit(data: Data, model: Model, explained: Explained, keep: np.ndarray, fiel
             figures["leverages"] = "rescaled"
             return Refit(result.weights, found, figures)
     explained.inverse.forget()
-    cleaned = replace(model.objective, example_weights=keep)
+    cleaned = objective.with_near_inverse(None)
     influence = train_influence(
         cleaned,
         result.weights,

@@ -136,8 +136,8 @@ class Objective:
         """This objective with another damping."""
         return self._with(damping=damping)
 
-    def with_near_inverse(self, near_inverse: Callable[[np.ndarray], np.ndarray]) -> Objective:
-        """This objective with the inverse of a near Hessian as its preconditioner."""
+    def with_near_inverse(self, near_inverse: Callable[[np.ndarray], np.ndarray] | None) -> Objective:
+        """This objective with the inverse of a near Hessian as its preconditioner, or without one."""
         return self._with(near_inverse=near_inverse)
 
     def with_single(self, single: bool) -> Objective:
