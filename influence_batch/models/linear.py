@@ -27,6 +27,7 @@ _PRODUCT_BYTES, _SINGLE_BYTES = 1024**2, 4 * 1024**2
 _GROUPS, _SUM_BYTES = 8, 64 * 1024**2
 # Features that are zero for all examples are left out of products where they are more than the rest of this.
 WORTH_CUTTING = 0.97
+_FEW_ROWS = 64
 
 # From so many logits on products with one vector are large enough.
 WIDE = 48
@@ -122,7 +123,11 @@ def weighted_gram(features: np.ndarray, weights: np.ndarray, single: bool = Fals
 def _used_columns(features: np.ndarray) -> np.ndarray:
     """The columns (u,) that are not zero throughout; all where that are nearly all."""
     d = features.shape[1]
-    used = np.flatnonzero(features.any(axis=0))
+    # Of most data a few rows tell it.
+    is_used: np.ndarray = np.any(features[:_FEW_ROWS], axis=0)
+    if is_used.mean() <= WORTH_CUTTING:
+        is_used = np.any(features, axis=0)
+    used = np.flatnonzero(is_used)
     return used if len(used) <= WORTH_CUTTING * d else np.arange(d)
 
 
