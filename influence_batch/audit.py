@@ -309,7 +309,7 @@ def detect(data: Data, model: Model, explained: Explained, progress: Progress = 
         influence = replace(
             influence, loo_logits=Mapped(_mean, explained.train.loo_logits, influence.loo_logits)
         )
-    second = _read(data, model, weights, influence, given, "refit-reading")
+    second = _read(data, model, weights, influence, given, "refit-reading", first)
     progress("detect", 2, 2)
     if second.basis == "prior":
         return _completed(data, first, explained.train, given)
@@ -338,8 +338,9 @@ def _read(
     influence: TrainInfluence,
     given: np.ndarray,
     name: str,
+    before: Reading | None = None,
 ) -> Reading:
-    """The reading of one fit's leave-one-out predictions."""
+    """The reading of one fit's leave-one-out predictions; `before` of another one's."""
     if data.prepared.regression:
         return read_numbers(*_residuals(influence), given)
     parts = reading_parts(len(given), len(data.train.classes or ()))
@@ -348,7 +349,7 @@ def _read(
     trusted = None
     if test is not None and test.trusted and model.test is not None:
         trusted = trusted_error(model.test, data.executor, data.loss, weights)
-    return read_classes(_scores(data, influence), given, table, trusted)
+    return read_classes(_scores(data, influence), given, table, trusted, before)
 
 
 def _completed(data: Data, reading: Reading, influence: TrainInfluence, given: np.ndarray) -> Reading:

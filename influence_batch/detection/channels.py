@@ -44,13 +44,19 @@ class Chosen:
     evidence: str
 
 
-def choose_channel(scores: np.ndarray, given: np.ndarray, trusted: TrustedError | None = None) -> Chosen:
+def choose_channel(
+    scores: np.ndarray,
+    given: np.ndarray,
+    trusted: TrustedError | None = None,
+    before: NoiseModel | None = None,
+) -> Chosen:
     """Choose by the best evidence there is.
 
     Args:
         scores: (n, k) leave-one-out class scores.
         given: (n,) codes of the given labels.
         trusted: the model's error on labels that are known to be right.
+        before: the channel with a noise matrix of scores that were much the same.
     """
     channel = Channel(scores, given)
     plain = channel.without_noise()
@@ -67,7 +73,7 @@ def choose_channel(scores: np.ndarray, given: np.ndarray, trusted: TrustedError 
             f"{trusted.share:.1%} of {trusted.m} trusted test labels disagree with the model: so many right "
             f"labels of train are expected to, the other disagreements to be errors",
         )
-    noisy = channel.believable_noise(plain)
+    noisy = channel.believable_noise(plain, None if before is None else before.temperature)
     sharpest = channel.at(_SHARPEST * plain.temperature, with_matrix=False)
     if noisy is not None:
         return Chosen(

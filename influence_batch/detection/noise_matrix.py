@@ -31,6 +31,8 @@ NOISE_FLOOR = 1e-4
 _MOST_NOISE = 0.9
 # A grid of temperatures over all that may be, then so many halvings about the best: found to 1 to 2%.
 _GRID, _HALVINGS = 7, 6
+# From a temperature that is known about, steps are smaller by so many halvings from the beginning.
+_KNOWN = 2
 _EM_STEPS, _EM_TOLERANCE = 200, 1e-8
 # While temperatures are compared, whose likelihoods are further apart.
 _SEARCH_STEPS, _SEARCH_TOLERANCE = 60, 1e-7
@@ -95,7 +97,7 @@ class Channel:
 
         return self._best(model_at)
 
-    def believable_noise(self, plain: NoiseModel) -> NoiseModel | None:
+    def believable_noise(self, plain: NoiseModel, about: float | None = None) -> NoiseModel | None:
         """The likeliest channel with a noise matrix, None where it explains no more than overlap does.
 
         Where the features say nothing of the classes, a noise matrix explains the labels no worse than
@@ -106,11 +108,14 @@ class Channel:
         overlap alone could do that. A pattern of errors is believed if it earns Akaike's price of its
         entries, or of the errors where they are fewer; else errors go to all classes alike, for where
         classes overlap a pattern is found in disagreements that are no errors.
+
+        Args:
+            about: a temperature that is near to its own, where one is known.
         """
         price = 0.5 * np.log(self.n) / self.n
         # Far fewer labels than pairs of classes: no pattern can be told, and looking for one takes long.
         even = self.k * (self.k - 1) > _MOST_PAIRS_A_LABEL * self.n
-        best = self._likeliest(0.0, even)
+        best = self._likeliest(0.0, even, about)
         if best.log_likelihood - plain.log_likelihood <= price:
             return None
         near = self._likeliest(0.02, even, best.temperature)
@@ -244,24 +249,28 @@ class Channel:
         return odds, others
 
     def _best(self, model_at: Callable[[float], NoiseModel], about: float | None = None) -> NoiseModel:
-        """The likeliest of all temperatures; the search begins at `about` where that is known."""
+        """The likeliest of all temperatures, found to the same spacing from a grid or from `about`."""
         # Where all margins are slight for want of a signal, the unit is no measure: 10 is near to uniform.
-        bounds = (np.log(0.01 * self._unit), np.log(10.0 * max(self._unit, 1.0)))
+        low, high = np.log(0.01 * self._unit), np.log(10.0 * max(self._unit, 1.0))
+        step = float(high - low) / (_GRID - 1)
+
+        def found_at(point: float) -> tuple[NoiseModel, float]:
+            return model_at(float(np.exp(point))), point
+
         # What is found depends on comparisons alone, so that rounding, which differs from one sharding to the
         # next, does not move it.
-        grid = [float(point) for point in np.linspace(*bounds, _GRID)]
-        step = grid[1] - grid[0]
         if about is None:
-            best = max(((model_at(float(np.exp(point))), point) for point in grid), key=_likelihood)
+            best = max((found_at(float(point)) for point in np.linspace(low, high, _GRID)), key=_likelihood)
+            halvings = _HALVINGS
         else:
-            best = self._uphill(model_at, grid, int(np.abs(np.array(grid) - np.log(about)).argmin()))
+            step, halvings = step / 2**_KNOWN, _HALVINGS - _KNOWN
+            best = self._uphill(found_at, float(np.clip(np.log(about), low, high)), step, (low, high))
         # Not both sides of one maximum are better: that which was last time is tried first.
         side = 1.0
-        for _ in range(_HALVINGS):
+        for _ in range(halvings):
             step /= 2.0
             for sign in (side, -side):
-                point = best[1] + sign * step
-                there = model_at(float(np.exp(point))), point
+                there = found_at(best[1] + sign * step)
                 if _likelihood(there) > _likelihood(best):
                     best, side = there, sign
                     break
@@ -269,17 +278,20 @@ class Channel:
 
     @staticmethod
     def _uphill(
-        model_at: Callable[[float], NoiseModel], grid: list[float], start: int
+        found_at: Callable[[float], tuple[NoiseModel, float]],
+        start: float,
+        step: float,
+        bounds: tuple[float, float],
     ) -> tuple[NoiseModel, float]:
-        """The best of a grid of logarithms on the way up from one of them."""
-        best, at = (model_at(float(np.exp(grid[start]))), grid[start]), start
-        for direction in (1, -1):
-            while 0 <= at + direction < len(grid):
-                there = model_at(float(np.exp(grid[at + direction]))), grid[at + direction]
+        """The best on the way up from a logarithm, in steps."""
+        best = found_at(start)
+        for direction in (step, -step):
+            while bounds[0] <= best[1] + direction <= bounds[1]:
+                there = found_at(best[1] + direction)
                 if _likelihood(there) <= _likelihood(best):
                     break
-                best, at = there, at + direction
-            if at != start:
+                best = there
+            if best[1] != start:
                 break
         return best
 

@@ -107,7 +107,11 @@ _NONE = Settled()
 
 
 def read_classes(
-    scores: Any, given: np.ndarray, table: Table | None = None, trusted: TrustedError | None = None
+    scores: Any,
+    given: np.ndarray,
+    table: Table | None = None,
+    trusted: TrustedError | None = None,
+    before: Reading | None = None,
 ) -> Reading:
     """Choose a channel for leave-one-out class scores (n, k), and read every label by it.
 
@@ -116,11 +120,13 @@ def read_classes(
         given: (n,) codes of the given labels.
         table: where the columns of the reading go, cut as `reading_parts` (default: memory).
         trusted: the model's error on labels that are known to be right.
+        before: the reading of scores that were much the same: a search begins there.
     """
     n = len(given)
     sampled = fit_sample(n, scores[0:1].shape[1])
     some = scores[:] if len(sampled) == n else take(scores, sampled)
-    chosen = choose_channel(some, given[sampled], trusted)
+    known = None if before is None or before.basis != "noise matrix" else before.noise
+    chosen = choose_channel(some, given[sampled], trusted, known)
     k = some.shape[1]
     # Without its only example a label does not exist, and no model without it can speak for it.
     alone = np.bincount(given, minlength=k) == 1
