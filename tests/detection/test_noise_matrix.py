@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from scipy.special import log_softmax, logsumexp, softmax
@@ -199,6 +201,34 @@ def test_a_search_ends_near_the_whole_of_em() -> None:
     for temperature in (0.8, 1.3, 2.0):
         searched, whole = (channel.at(temperature, search=search) for search in (True, False))
         assert searched.log_likelihood == pytest.approx(whole.log_likelihood, abs=3e-5)
+
+
+@pytest.mark.parametrize("off", [0.05, 0.7, 1.0, 1.4, 20.0])
+def test_a_search_from_a_known_temperature_finds_what_the_grid_does(
+    off: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also from one that is far off; from a near one in fewer steps."""
+    scores, _, given = _world(4000, uniform_noise(4, 0.1), temperature=0.7)
+    channel = Channel(scores, given)
+    plain = channel.without_noise()
+    tried: list[float] = []
+    at = Channel.at
+
+    def counted(self: Channel, temperature: float, **more: Any) -> NoiseModel:
+        tried.append(temperature)
+        return at(self, temperature, **more)
+
+    monkeypatch.setattr(Channel, "at", counted)
+    by_grid = channel.believable_noise(plain)
+    steps = len(tried)
+    assert by_grid is not None
+    found = channel.believable_noise(plain, off * by_grid.temperature)
+    assert found is not None
+    assert found.temperature == pytest.approx(by_grid.temperature, rel=0.02)
+    assert channel.error_share(found) == pytest.approx(channel.error_share(by_grid), rel=0.005)
+    np.testing.assert_allclose(found.matrix, by_grid.matrix, atol=1e-3)
+    if 0.5 < off < 2.0:
+        assert len(tried) - steps < steps
 
 
 def test_likelihood_only_rises_with_the_temperature_fitted() -> None:
