@@ -31,8 +31,9 @@ NOISE_FLOOR = 1e-4
 _MOST_NOISE = 0.9
 # A grid of temperatures over all that may be, then so many halvings about the best: found to 1 to 2%.
 _GRID, _HALVINGS = 7, 6
-# From a temperature that is known about, steps are smaller by so many halvings from the beginning.
-_KNOWN = 2
+# From a temperature that is known about, steps are smaller by so many halvings from the beginning. With few
+# rows the likelihood can have more than one maximum, and the whole grid takes no time.
+_KNOWN, _FEW_ROWS = 2, 5_000
 _EM_STEPS, _EM_TOLERANCE = 200, 1e-8
 # While temperatures are compared, whose likelihoods are further apart.
 _SEARCH_STEPS, _SEARCH_TOLERANCE = 60, 1e-7
@@ -259,7 +260,7 @@ class Channel:
 
         # What is found depends on comparisons alone, so that rounding, which differs from one sharding to the
         # next, does not move it.
-        if about is None:
+        if about is None or self.n < _FEW_ROWS:
             best = max((found_at(float(point)) for point in np.linspace(low, high, _GRID)), key=_likelihood)
             halvings = _HALVINGS
         else:

@@ -208,7 +208,7 @@ def test_a_search_from_a_known_temperature_finds_what_the_grid_does(
     off: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also from one that is far off; from a near one in fewer steps."""
-    scores, _, given = _world(4000, uniform_noise(4, 0.1), temperature=0.7)
+    scores, _, given = _world(5000, uniform_noise(4, 0.1), temperature=0.7)
     channel = Channel(scores, given)
     plain = channel.without_noise()
     tried: list[float] = []
