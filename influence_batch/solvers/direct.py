@@ -45,10 +45,11 @@ class Direct:
         blocks = operator.dense_blocks() if blocks is None else blocks
         self._shape = blocks.shape
         self._diagonals = np.array([block.diagonal() for block in blocks])
-        self._coupled = [_coupled(block) for block in blocks]
         # The sum over a row is finite only if every entry is.
-        if not np.all(np.isfinite(blocks.sum(axis=2))):
+        sums = blocks.sum(axis=2)
+        if not np.all(np.isfinite(sums)):
             raise SolverError("the Hessian has entries that are not finite: features this large overflow")
+        self._coupled = [_coupled(*pair) for pair in zip(blocks, sums, strict=True)]
         try:
             if not np.all(self._diagonals > 0.0):
                 raise LinAlgError
@@ -135,10 +136,13 @@ class Direct:
         return solution.reshape(right_hand_sides.shape)
 
 
-def _coupled(block: np.ndarray) -> np.ndarray | slice:
-    """The coordinates (c,) of a block (q, q) with an entry beside the diagonal, a slice if all are."""
-    # Most rows are told by their sum.
-    maybe = np.flatnonzero(block.sum(axis=1) == block.diagonal())
+def _coupled(block: np.ndarray, sums: np.ndarray) -> np.ndarray | slice:
+    """The coordinates (c,) of a block (q, q) with an entry beside the diagonal, a slice if all are.
+
+    Args:
+        sums: (q,) over its rows, which tell it of most.
+    """
+    maybe = np.flatnonzero(sums == block.diagonal())
     alone = maybe[np.count_nonzero(block[maybe], axis=1) <= 1]
     if len(alone) == 0:
         return slice(None)
