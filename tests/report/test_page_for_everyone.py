@@ -270,7 +270,10 @@ def overlap(one: dict[str, Any], other: dict[str, Any]) -> bool:
 def test_words_in_charts_are_large_enough_at_every_width(page: Browser, width: int) -> None:
     """At a phone's, and where each layout has the least room."""
     with page.phone(width):
+        page.js("document.querySelectorAll('.as-table').forEach(table => { table.open = true; })")
         assert page.js("return document.documentElement.scrollWidth") <= width
+        first = "return [...document.querySelectorAll('.as-table tbody td:first-child')]"
+        assert min(page.js(f"{first}.map(cell => cell.clientWidth)")) > 100  # no column of single letters
         charts = page.js(CHART_TEXTS)
     assert len(charts) == 6
     texts = [text for chart in charts for text in chart]
