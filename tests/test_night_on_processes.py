@@ -111,7 +111,8 @@ def test_tables_and_page_are_those_of_a_run_in_process(tmp_path: Path) -> None:
         )
         pd.testing.assert_frame_equal(one, other, rtol=1e-9, atol=1e-12, obj=str(name))
     pages = [page_data(report) for report in reports]
-    for name in set(pages[0]) - {"started", "rows"}:
+    assert [page["run_id"] for page in pages] == [report.run["run_id"] for report in reports]
+    for name in set(pages[0]) - {"run_id", "started", "rows"}:
         require_alike(pages[1][name], pages[0][name], name)
     for name in set(pages[0]["rows"]) - {"first_seen"}:
         require_alike(pages[1]["rows"][name], pages[0]["rows"][name], name)
