@@ -22,6 +22,7 @@ from distributed.client import ClosedClientError
 
 from influence_batch.errors import ClusterError, InputError, RunError
 from influence_batch.execution.failures import lost, told
+from influence_batch.execution.on_scheduler import offer_to_others
 from influence_batch.execution.on_workers import Packed, combine_all, hold, map_shard, reduce_shards, same
 from influence_batch.execution.placement import first_run, settle, spread
 from influence_batch.execution.reduction import MapFunction, Reduction, RowArray, ShardedSource, cut
@@ -260,6 +261,7 @@ class DaskExecutor:
                 try:
                     done = flight[str(ready.get(timeout=_POLL).key)]
                 except queue.Empty:
+                    self._offered()
                     continue
                 value = self._fetched(done.future)
                 _release(flight.pop(str(done.future.key)).future)
@@ -401,8 +403,7 @@ class DaskExecutor:
         content = cloudpickle.dumps(state, protocol=5, buffer_callback=buffers.append)
         if len(content) + sum(buffer.raw().nbytes for buffer in buffers) <= _INLINE_BYTES:
             return Packed(cloudpickle.dumps(state) if buffers else content)
-        # Tied to no worker. A task that prefers one waits for ever where that one dies and no other is
-        # there at the time: Dask offers it to none that joins. What all others depend on must not.
+        # Tied to no worker: what all others depend on should wait for none.
         return self._submit(same, state, priority=2)
 
     def _submit(
@@ -434,6 +435,7 @@ class DaskExecutor:
                     if getting.done():
                         raise
                 self._threads()
+                self._offered()
                 for other in beside:
                     if other.status == "error":
                         raise told(other.exception()) from None
@@ -447,6 +449,10 @@ class DaskExecutor:
             raise
         finally:
             getting.cancel()
+
+    def _offered(self) -> None:
+        """What waits for a worker that does not run is offered to the others."""
+        self._asked(lambda: self._client.run_on_scheduler(offer_to_others))
 
     def _asked(self, question: Callable[[], T]) -> T:
         try:

@@ -80,7 +80,9 @@ def settled(client: Any, workers: int) -> None:
 
     def there() -> bool:
         client.cluster.scale(workers)  # changes nothing while as many nannies are there
-        return len(client.nthreads()) == workers
+        nannies = list(client.cluster.workers.values())
+        # One that the cluster has given up, or adds in its place, may still come or go.
+        return len(nannies) == workers and {each.worker_address for each in nannies} == set(client.nthreads())
 
     wait_until(there)
 
@@ -352,12 +354,12 @@ def test_a_worker_that_joins_gets_shards(two: Any, notes: str) -> None:
     source = NotedSource(notes, tuple(range(0, 401, 10)))
     executor = DaskExecutor(two, 0)
     before = set(worker_processes(two).values())
-    values = []
-    for value in executor.map(source, workers.slow_row_numbers, 0.15):
-        if not values:
-            two.cluster.scale(3)
-        values.append(value)
+    parts = executor.map(source, workers.slow_row_numbers, 0.15)
     try:
+        values = [next(parts)]
+        two.cluster.scale(3)
+        wait_until(lambda: len(two.nthreads()) == 3)
+        values.extend(parts)
         assert list(chain.from_iterable(in_order(iter(values)))) == list(range(400))
         assert executor.slots == 3
         new = set(worker_processes(two).values()) - before
@@ -370,17 +372,47 @@ def test_a_worker_that_joins_gets_shards(two: Any, notes: str) -> None:
         settled(two, 2)
 
 
-def test_partial_results_of_many_slots_are_combined_on_workers(two: Any, notes: str) -> None:
+def test_partial_results_of_many_slots_are_combined_on_workers(
+    two: Any, notes: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Twenty slots, of workers with many threads as far as the executor knows."""
     source, before = NotedSource(notes, tuple(range(0, 201, 10))), data(two)
     executor = DaskExecutor(two, 0)
-    threads = dict.fromkeys(two.nthreads(), 10)
-    executor._threads = lambda: threads  # type: ignore[method-assign]
+    threads = executor._threads
+    monkeypatch.setattr(executor, "_threads", lambda: dict.fromkeys(threads(), 10))
     assert executor.slots == 20
     reduction = Reduction(workers.first_and_last, workers.join, workers.empty)
     assert executor.reduce(source, reduction) == (0, 200)
     executor.release(source)
     wait_until(lambda: data(two) <= before)
+
+
+def test_what_prefers_a_lost_worker_goes_to_one_that_had_paused(two: Any, notes: str) -> None:
+    """Dask keeps a task for the worker it prefers where none runs at the time, and would for ever."""
+    source = NotedSource(notes, EDGES["tens"])
+    executor = DaskExecutor(two, 10**6)
+    executor.reduce(source, sum_over_shards(workers.row_numbers))
+    lost, other = sorted(two.nthreads())
+    waited: list[int] = []
+
+    def lose_one_while_the_other_pauses() -> None:
+        wait_until(lambda: any(two.processing().values()))
+        two.run(workers.set_status, "paused", workers=[other])
+        os.kill(worker_processes(two)[lost], signal.SIGKILL)
+        wait_until(lambda: lost not in two.nthreads())
+        waited.append(two.run_on_scheduler(lambda dask_scheduler: len(dask_scheduler.unrunnable)))
+        two.run(workers.set_status, "running", workers=[other])
+
+    thread = threading.Thread(target=lose_one_while_the_other_pauses)
+    thread.start()
+    slow = sum_over_shards(workers.slow_row_numbers)
+    assert executor.reduce(source, slow, 0.2) == list(range(N))
+    values = in_order(executor.map(source, workers.row_numbers))
+    assert list(chain.from_iterable(values)) == list(range(N))
+    thread.join()
+    assert waited[0] > 0
+    executor.release(source)
+    settled(two, 2)
 
 
 class TestASchedulerOfItsOwn:

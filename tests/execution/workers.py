@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from distributed.core import Status
 
 from influence_batch.dataset.shards import Shard
 from influence_batch.errors import MissingFileError
@@ -145,3 +146,8 @@ def refusing_cluster(**_: Any) -> None:
 class FixedCluster:
     def close(self) -> None:
         pass
+
+
+def set_status(status: str, dask_worker: Any) -> None:
+    """As a worker does itself where memory runs short, and when there is some again."""
+    dask_worker.status = Status[status]
