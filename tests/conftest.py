@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,12 @@ from influence_batch.dataset.shards import Shard
 from influence_batch.execution import InProcessExecutor
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+def pytest_configure() -> None:
+    """A script's background ignores Ctrl-C, and every command that a test starts would."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class ArraySource:

@@ -48,9 +48,9 @@ def audit_arguments(digits: Path, *more: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def audited(digits: Path, environment: dict[str, str]) -> tuple[subprocess.Popen[str], str, str, set[str]]:
+def audited(digits: Path, serverless: dict[str, str]) -> tuple[subprocess.Popen[str], str, str, set[str]]:
     """One audit with --json, watched while it runs: process, stdout, stderr, addresses it listened on."""
-    process = start([*audit_arguments(digits), "--json"], environment)
+    process = start([*audit_arguments(digits), "--json"], serverless)
     addresses: set[str] = set()
     while process.poll() is None:
         addresses |= listeners(process.pid)
@@ -172,11 +172,11 @@ def test_leverages_that_missed_the_tolerance_fail_the_gate(
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stopped_audit_leaves_no_process_and_no_run(
-    digits: Path, environment: dict[str, str], number: signal.Signals
+    digits: Path, serverless: dict[str, str], number: signal.Signals
 ) -> None:
     reports = digits / f"stopped-{number.name}"
     arguments = audit_arguments(digits, "solver.kind=cg", "model.features={kind: pca, components: 60}")
-    process = start([*arguments[:-1], str(reports)], environment)
+    process = start([*arguments[:-1], str(reports)], serverless)
     deadline = time.monotonic() + 120
     while not list(reports.glob(".unfinished-digits-*/parts/*")) and time.monotonic() < deadline:
         assert process.poll() is None
@@ -194,12 +194,12 @@ def test_a_stopped_audit_leaves_no_process_and_no_run(
 
 
 def test_a_server_that_cannot_start_is_told_in_words_and_to_the_webhook(
-    digits: Path, environment: dict[str, str]
+    digits: Path, serverless: dict[str, str]
 ) -> None:
     database = {"PREFECT_API_DATABASE_CONNECTION_URL": "sqlite+aiosqlite:////proc/nothing/prefect.db"}
     with listening() as webhook:
         notify = ("--set", f"notify.url={webhook.url}")
-        failed = run(*audit_arguments(digits), *notify, env={**environment, **database})
+        failed = run(*audit_arguments(digits), *notify, env={**serverless, **database})
     assert [body["status"] for body in webhook.bodies] == ["failure"]
     assert failed.returncode == 1
     assert "error: the Prefect server of this run has ended with exit code 3" in failed.stderr

@@ -70,7 +70,7 @@ def ended() -> Iterator[list[subprocess.Popen[str]]]:
 def test_killed_during_cross_influence(
     digits: Path,
     reference: Any,
-    environment: dict[str, str],
+    serverless: dict[str, str],
     tmp_path: Path,
     ended: list[subprocess.Popen[str]],
     webhook: Webhook,
@@ -78,7 +78,7 @@ def test_killed_during_cross_influence(
     cluster = "{kind: local, workers: 2}"
     told = ["--set", f"notify={{url: {webhook.url}}}"]
     began = datetime.now(UTC).replace(microsecond=0)
-    process = start([*arguments(digits, tmp_path, cluster), *told], environment)
+    process = start([*arguments(digits, tmp_path, cluster), *told], serverless)
     ended.append(process)
     deadline, addresses = time.monotonic() + 120, set()
     while len(list(tmp_path.glob(".unfinished-digits-*/parts/test-points/*.arrow"))) < 2:
@@ -94,7 +94,7 @@ def test_killed_during_cross_influence(
     assert 2 <= done < PARTS
     assert webhook.requests == []
 
-    again = run(*arguments(digits, tmp_path, cluster), *told, env=environment)
+    again = run(*arguments(digits, tmp_path, cluster), *told, env=serverless)
     assert again.returncode == 0, again.stderr
     # The killed run could tell nobody: this one did, before it ended well itself.
     assert [body["event"] for body in webhook.bodies] == ["failure", "recovery"]

@@ -19,16 +19,10 @@ import yaml
 import influence_batch
 from flows.artifacts import as_text
 from tests.flows.processes import COMMAND, children, listeners, run
-from tests.flows.servers import PREFECT, Server, group, prefect_server, refusing, wait_for
+from tests.flows.servers import PREFECT, Server, group, refusing, wait_for
 from tests.flows.webhooks import Webhook, listening
 
 LABELS = ("<script>alert(1)</script>", "[sun](http://a.example) | *b* `c`\n# d")
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with prefect_server(tmp_path_factory.mktemp("server")) as started:
-        yield started
 
 
 @pytest.fixture(scope="module")

@@ -17,8 +17,8 @@ from tests.benchmarks.retraining import measure
 from tests.conftest import ArraySource
 
 HARMFUL = [9309, 6463, 11720, 10878, 10648, 7869]
-# Test points for the solver that is slow.
-FEW = 160
+# Test points for the solver that is slow, the one that is asked for among them.
+FEW = slice(150, 160)
 HELPFUL = [3441, 932, 2799, 3200, 1147, 9394]
 
 
@@ -26,13 +26,13 @@ HELPFUL = [3441, 932, 2799, 3200, 1147, 9394]
 def ones_and_sevens(mnist_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("mnist_1_vs_7")
     write_sample("mnist_1_vs_7", folder, source=mnist_path)
-    pq.write_table(pq.read_table(folder / "test.parquet")[:FEW], folder / "few.parquet")
+    pq.write_table(pq.read_table(folder / "test.parquet")[FEW], folder / "few.parquet")
     np.savez(folder / "zeros.npz", coef=np.zeros(784))
     return folder
 
 
 @pytest.mark.parametrize(
-    ("solver", "points", "n"), [("direct", "test", 2163), ("cg", "test", 2163), ("lissa", "few", FEW)]
+    ("solver", "points", "n"), [("direct", "test", 2163), ("cg", "test", 2163), ("lissa", "few", 10)]
 )
 def test_seed_figures(ones_and_sevens: Path, solver: str, points: str, n: int) -> None:
     """Test point 157 at zero weights: six most harmful and most helpful of its own label, in order."""
@@ -41,7 +41,7 @@ def test_seed_figures(ones_and_sevens: Path, solver: str, points: str, n: int) -
         {
             "name": "seed",
             "train": {"path": folder / "train.parquet", "id": "id", "label": "label", "features": "image"},
-            "test": {"path": folder / f"{points}.parquet"},
+            "test": {"path": folder / f"{points}.parquet", "id": "id"},
             "model": {
                 "kind": "logistic",
                 "l2": 0.01,
@@ -57,7 +57,7 @@ def test_seed_figures(ones_and_sevens: Path, solver: str, points: str, n: int) -
     )
     found = report.test_points
     assert len(found) == n
-    assert found.label[157] == 7
+    assert found.set_index("test_id").label[157] == 7
     assert found.converged.all()
     assert (found.residual <= report.run["solver"]["rtol"]).all()
     assert (found.iterations >= 1).all()
