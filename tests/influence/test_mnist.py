@@ -57,7 +57,7 @@ def test_seed_figures(ones_and_sevens: Path, solver: str, points: str, n: int) -
     )
     found = report.test_points
     assert len(found) == n
-    assert found.set_index("test_id").label[157] == 7
+    assert found.set_index("id").label[157] == 7
     assert found.converged.all()
     assert (found.residual <= report.run["solver"]["rtol"]).all()
     assert (found.iterations >= 1).all()
