@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import uuid
 from collections.abc import Sequence
@@ -9,6 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.linalg  # noqa: F401  (its BLAS is another than numpy's)
+from dask.system import CPU_COUNT
+from threadpoolctl import threadpool_limits
 
 from influence_batch.dataset.shards import Shard
 from influence_batch.execution import InProcessExecutor
@@ -17,7 +21,10 @@ SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
 def pytest_configure() -> None:
-    """A script's background ignores Ctrl-C, and every command that a test starts would."""
+    # Each process of tests has its share of the cores: BLAS's threads wait busily, at the others' cost.
+    if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
+        threadpool_limits(max(1, CPU_COUNT // int(workers)), user_api="blas")
+    # A script's background ignores Ctrl-C, and every command that a test starts would.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
