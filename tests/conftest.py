@@ -62,6 +62,9 @@ class ArraySource:
     def open(self, kept: Shard) -> Shard:
         return kept
 
+    def by_slices(self, dtype: type) -> ArraySource:
+        return self
+
 
 @pytest.fixture
 def executor() -> InProcessExecutor:

@@ -1,9 +1,11 @@
-"""Features of a kept shard as they are worked on, pass after pass in the same memory."""
+"""Features of a kept shard as they are worked on: whole, pass after pass in the same memory, or by slices."""
 
 from __future__ import annotations
 
 import sys
 import threading
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -36,3 +38,38 @@ def in_float64(features: np.ndarray, intercept: bool) -> np.ndarray:
     wide[:, :d] = features
     wide[:, d:] = 1.0
     return wide
+
+
+@dataclass(frozen=True)
+class BySlices:
+    """Features that a pass reads once, a slice of rows at a time: each is made when it is asked for.
+
+    So the threads of a pass make them, in their core's cache, and memory is read once and not written.
+
+    Attributes:
+        kept: (n, .) as they are kept.
+        transform: makes features of rows of these, each row by itself.
+        width: of features with the column of ones.
+        intercept: whether there is one.
+        dtype: of what is given.
+    """
+
+    kept: np.ndarray
+    transform: Callable[[np.ndarray], np.ndarray]
+    width: int
+    intercept: bool
+    dtype: type[np.float64] | type[np.float32]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return len(self.kept), self.width
+
+    def __len__(self) -> int:
+        return len(self.kept)
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        features = self.transform(self.kept[rows])
+        made = np.empty((len(features), self.width), self.dtype)
+        made[:, : features.shape[1]] = features
+        made[:, features.shape[1] :] = 1.0
+        return made

@@ -6,7 +6,7 @@ import threading
 import uuid
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import pairwise
 from typing import Any, Protocol
 
@@ -18,7 +18,7 @@ import pyarrow.types as pt
 from influence_batch.dataset.columns import Columns, is_list, storage_type, value_type
 from influence_batch.dataset.corrections import Corrections
 from influence_batch.dataset.files import ParquetFileInfo, open_parquet
-from influence_batch.dataset.opened import in_float64
+from influence_batch.dataset.opened import BySlices, in_float64
 from influence_batch.dataset.reuse import Reuse, fingerprint_of
 from influence_batch.errors import InputError
 
@@ -55,17 +55,18 @@ class Shard:
 
     Attributes:
         start: number of the first row over the whole dataset.
-        features: (n, d) float64, the last column ones where the model has an intercept.
+        features: (n, d) float64, the last column ones where the model has an intercept; of a dataset that is
+            taken `by_slices` what gives slices of them.
         targets: (n,) class codes (int64) or numbers (float64).
     """
 
     start: int
-    features: np.ndarray
+    features: Any
     targets: np.ndarray
 
     @property
     def nbytes(self) -> int:
-        return self.features.nbytes + self.targets.nbytes
+        return int(self.features.nbytes) + self.targets.nbytes
 
 
 @dataclass(frozen=True)
@@ -226,6 +227,7 @@ class Dataset:
         intercept: whether a column of ones is appended.
         corrections: targets in the place of the files', None where there are none.
         reuse: where features that cost are kept from run to run, None where they are not.
+        sliced: the type in which opened shards give features a slice of rows at a time; None: they have them.
     """
 
     key: str
@@ -239,6 +241,7 @@ class Dataset:
     intercept: bool = False
     corrections: Corrections | None = None
     reuse: Reuse | None = None
+    sliced: type[np.float64] | type[np.float32] | None = None
     token: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     @property
@@ -257,6 +260,10 @@ class Dataset:
         """This dataset with other steps, classes, intercept or way of keeping shards."""
         changed = replace(self, **changes, token=uuid.uuid4().hex)
         return replace(changed, token=self.token) if changed._keeps_what(self) else changed
+
+    def by_slices(self, dtype: type[np.float64] | type[np.float32]) -> Dataset:
+        """The same shards for passes that read slices of rows, once each; what is kept opened is not cut."""
+        return replace(self, sliced=dtype) if self.compact else self
 
     def cut(self, rows: int) -> Dataset:
         """This dataset in shards of at most so many rows; smaller ones stay as they are."""
@@ -318,12 +325,18 @@ class Dataset:
         )
 
     def _rest(self, raw: RawShard) -> Shard:
-        features = _applied(self.steps[len(self._kept_steps) :], raw.features)
-        if self.intercept or features.dtype != np.float64:
-            features = in_float64(features, self.intercept)
         targets = self.encode(raw.labels)
         if self.corrections is not None:
             targets = self.corrections.apply(raw.ref.start, targets)
+        cheap = self.steps[len(self._kept_steps) :]
+        if self.sliced is not None:
+            of_none = _applied(cheap, raw.features[:0])
+            width = of_none.shape[1] + self.intercept
+            made = BySlices(raw.features, partial(_applied, cheap), width, self.intercept, self.sliced)
+            return Shard(raw.ref.start, made, targets)
+        features = _applied(cheap, raw.features)
+        if self.intercept or features.dtype != np.float64:
+            features = in_float64(features, self.intercept)
         return Shard(raw.ref.start, np.ascontiguousarray(features), targets)
 
     def load_raw(self, index: int) -> RawShard:

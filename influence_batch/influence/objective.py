@@ -63,6 +63,9 @@ class OneShard:
     def open(self, kept: Shard) -> Shard:
         return kept
 
+    def by_slices(self, dtype: type[np.float64] | type[np.float32]) -> OneShard:
+        return self
+
 
 @dataclass(frozen=True)
 class Objective:
@@ -167,10 +170,20 @@ class Objective:
             other.__dict__["gram"] = self.gram
         return other
 
+    @cached_property
+    def _slices(self) -> Dataset:
+        """The dataset for passes that read it once."""
+        return self.dataset.by_slices(np.float64)
+
+    @cached_property
+    def _rough_slices(self) -> Dataset:
+        return self.dataset.by_slices(np.float32)
+
     def at(self, weights: np.ndarray) -> Point:
         """J at weights (k, d)."""
+        dataset = self._rough_slices if self.rough else self._slices
         value, gradient = self.executor.reduce(
-            self.dataset, sum_over_shards(_shard_value, self.n), (self.loss, weights, self.rough), self.rows
+            dataset, sum_over_shards(_shard_value, self.n), (self.loss, weights, self.rough), self.rows
         )
         value = value + 0.5 * float((weights**2 @ self.penalty).sum())
         gradient = gradient + (weights * self.penalty).ravel()
@@ -233,7 +246,7 @@ class HessianOperator:
     def apply(self, vectors: np.ndarray) -> np.ndarray:
         o = self.objective
         state = (o.loss, self.weights, np.ascontiguousarray(vectors))
-        mean = o.executor.reduce(o.dataset, sum_over_shards(_shard_product, o.n), state, o.rows)
+        mean = o.executor.reduce(o._slices, sum_over_shards(_shard_product, o.n), state, o.rows)
         return mean + self._fixed(vectors)
 
     def apply_sample(self, vectors: np.ndarray, terms: np.ndarray) -> np.ndarray:

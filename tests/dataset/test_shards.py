@@ -158,6 +158,11 @@ class TestAnyLayout:
         compact = dataset.having(compact=True)
         opened = [compact.open(compact.load(index)) for index in range(dataset.n_shards)]
         np.testing.assert_array_equal(np.concatenate([shard.features for shard in opened]), features)
+        by_slices = compact.by_slices(np.float64)
+        assert by_slices.token == compact.token
+        slices = [by_slices.open(compact.load(index)) for index in range(dataset.n_shards)]
+        np.testing.assert_array_equal(np.concatenate([shard.features[:] for shard in slices]), features)
+        assert dataset.by_slices(np.float64) is dataset
         assert np.concatenate([shard.targets for shard in opened]).dtype == np.int64
         targets = np.concatenate([shard.targets for shard in shards])
         assert targets.dtype == np.int64
