@@ -61,12 +61,12 @@ class Shard:
     """
 
     start: int
-    features: Any
+    features: np.ndarray
     targets: np.ndarray
 
     @property
     def nbytes(self) -> int:
-        return int(self.features.nbytes) + self.targets.nbytes
+        return self.features.nbytes + self.targets.nbytes
 
 
 @dataclass(frozen=True)
@@ -333,7 +333,7 @@ class Dataset:
             of_none = _applied(cheap, raw.features[:0])
             width = of_none.shape[1] + self.intercept
             made = BySlices(raw.features, partial(_applied, cheap), width, self.intercept, self.sliced)
-            return Shard(raw.ref.start, made, targets)
+            return Shard(raw.ref.start, made, targets)  # type: ignore[arg-type]
         features = _applied(cheap, raw.features)
         if self.intercept or features.dtype != np.float64:
             features = in_float64(features, self.intercept)
