@@ -19,7 +19,7 @@ import pandas as pd
 from influence_batch.config import AuditConfig, load_config
 from influence_batch.crossing import cross
 from influence_batch.dataset import Inspection, inspect
-from influence_batch.dataset.inspection import check_test_labels, encode_all
+from influence_batch.dataset.inspection import Asked, check_test_labels, encode_all
 from influence_batch.dataset.reuse import Reuse
 from influence_batch.detection import (
     Reading,
@@ -45,7 +45,7 @@ from influence_batch.influence import (
     approximation_error,
     train_influence,
 )
-from influence_batch.plan import Plan, reuses_features
+from influence_batch.plan import Plan, may_leave_out_features, reuses_features
 from influence_batch.preparation import (
     corrections_of,
     locate_verdicts,
@@ -73,6 +73,9 @@ from influence_batch.stages import (
 )
 from influence_batch.training import influence_inverse, train
 from influence_batch.writing import write
+
+# Features that are zero throughout are left out where the others are no more than this share.
+_WORTH_CUTTING = 0.97
 
 # What makes a stage of this name out of a function: Prefect's tasks, in the flow.
 Wrap = Callable[[str, Callable[..., Any]], Callable[..., Any]]
@@ -140,6 +143,8 @@ def run(
         with clock("read"):
             features = writer.features if reuses_features(config) else None
             data = wrap("read", read)(prepared, plan, executor, writer.store, progress, features)
+            if isinstance(clock, Profile):
+                clock.plan = data.plan
         with clock("fit"):
             model = wrap("fit", train)(data, progress)
         with clock("influence"):
@@ -199,7 +204,7 @@ def read(
         executor,
         store,
         lambda done, total: progress("read train", done, total),
-        features is not None,
+        Asked(contents=features is not None, used=may_leave_out_features(prepared.config)),
     )
     test_set, test_inspection = None, None
     if prepared.test is not None:
@@ -209,12 +214,20 @@ def read(
             executor,
             store,
             lambda done, total: progress("read test", done, total),
-            features is not None,
+            Asked(contents=features is not None),
         )
         if plan.classes is not None:
             check_test_labels(test_inspection.labels, plan.classes, test_set.columns.label)
         test_set = test_set.having(classes=plan.classes, reuse=_reuse(features, test_inspection))
     train_set = train_set.having(classes=plan.classes, reuse=_reuse(features, train_inspection))
+    used = _worth_cutting(train_inspection)
+    if used is not None:
+        executor.release(train_set)
+        train_set = train_set.having(used=used)
+        if test_set is not None:
+            executor.release(test_set)
+            test_set = test_set.having(used=used)
+        plan = plan.with_features(len(used) + prepared.config.model.intercept)
     located = locate_verdicts(prepared, train_inspection, plan.classes)
     if located is not None and located.corrections:
         train_set = train_set.having(corrections=corrections_of(train_set, located.corrections))
@@ -230,6 +243,17 @@ def read(
         store=store,
         located=located,
     )
+
+
+def _worth_cutting(inspection: Inspection) -> tuple[int, ...] | None:
+    """The features that are not zero in every row of train, where leaving the others out is worth it.
+
+    An optimum has no weight for those, no gradient of an example a part in them, so that it changes nothing.
+    """
+    if inspection.used is None:
+        return None
+    used = np.flatnonzero(inspection.used)
+    return tuple(used.tolist()) if 0 < len(used) <= _WORTH_CUTTING * len(inspection.used) else None
 
 
 def _reuse(features: Path | None, inspection: Inspection) -> Reuse | None:

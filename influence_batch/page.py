@@ -301,5 +301,6 @@ def _scale(model: Model, shown: Shown, table: pa.Table | None) -> Scale:
     steps = model.objective.dataset.steps
     own = shown.train[shown.others :] == model.objective.dataset.columns.features
     if own and steps and steps[0].kind == "standardize":
-        return scale_of(shown, table, vars(steps[0])["mean"], vars(steps[0])["scale"])
+        arrays = model.arrays_of(steps[0])
+        return scale_of(shown, table, arrays["mean"], arrays["scale"])
     return scale_of(shown, table, None, None)

@@ -7,7 +7,7 @@ plan that `influence-batch plan` prints.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 from typing import Any
 
@@ -145,6 +145,10 @@ class Plan:
         """The stage of that name."""
         return next(stage for stage in self.stages if stage.name == name)
 
+    def with_features(self, d: int) -> Plan:
+        """This plan with fewer features, intercept included; its memory and times are bounds then."""
+        return replace(self, sizes=replace(self.sizes, d=d))
+
     @property
     def kept_share(self) -> float:
         """Of the training set that stays in memory from pass to pass."""
@@ -205,6 +209,15 @@ def planned_slots(cluster: Any) -> int:
 
 def _has_costly_steps(config: AuditConfig) -> bool:
     return any(hasattr(step, "components") for step in config.model.features)
+
+
+def may_leave_out_features(config: AuditConfig) -> bool:
+    """Whether a feature that is zero in every row of train has no part in the audit.
+
+    Weights that are given may have one for it, and a step that takes features together would make others of
+    those of a test point.
+    """
+    return config.model.weights is None and all(step.kind == "standardize" for step in config.model.features)
 
 
 def reuses_features(config: AuditConfig) -> bool:

@@ -172,12 +172,15 @@ class Profile(Clock):
 
     Args:
         config: of the audit; says whether it runs on this machine.
+
+    Attributes:
+        plan: of the audit, from which operations are counted.
     """
 
     def __init__(self, config: AuditConfig) -> None:
         super().__init__()
         self._stages: dict[str, _Stage] = {}
-        self._plan: Plan | None = None
+        self.plan: Plan | None = None
         self._in_process = config.cluster.kind == "none"
         here = config.cluster.kind in ("none", "local")
         self._rates = (
@@ -187,7 +190,7 @@ class Profile(Clock):
 
     def watch(self, executor: Executor, plan: Plan) -> Executor:
         """An executor that does what the given one does, and tells this profile of it."""
-        self._plan = plan
+        self.plan = plan
         return _Watched(executor, self)
 
     def __enter__(self) -> None:
@@ -202,20 +205,20 @@ class Profile(Clock):
 
     def count(self, name: str, rows: float, state: Any, begun: bool = True) -> None:
         """Rows that a map function has gone over; `begun` once for each pass."""
-        if self._plan is None:
+        if self.plan is None:
             return
         stage = self._of(self._stage)
         stage.rows += rows
         if name not in _FORMULAS:
             stage.not_counted.add(name.removeprefix("_shard").strip("_"))
         elif formula := _FORMULAS[name]:
-            stage.add(formula(Pass(rows, state, self._plan)))
+            stage.add(formula(Pass(rows, state, self.plan)))
         if begun:
-            stage.add(_beside(name, state, self._plan))
+            stage.add(_beside(name, state, self.plan))
 
     def described(self) -> dict[str, Any]:
         """What run.json has under `profile`."""
-        n = 1 if self._plan is None else self._plan.sizes.n
+        n = 1 if self.plan is None else self.plan.sizes.n
         return {
             "profile": {
                 "rates": None if self._rates is None else self._rates._asdict(),

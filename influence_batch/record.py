@@ -65,7 +65,8 @@ def run_record(
         "model": {
             "kind": config.model.kind,
             "task": "regression" if data.prepared.regression else "classification",
-            "features": model.objective.d - config.model.intercept,
+            "features": model.coefficients.shape[1],
+            "features_left_out": model.coefficients.shape[1] + config.model.intercept - model.objective.d,
             "outputs": model.objective.k,
             "parameters": model.objective.p,
             "l2": model.l2,
@@ -312,7 +313,7 @@ def _note_on_scales(data: Data, model: Model) -> list[str]:
     columns = data.train.columns
     names = [
         f"number {i} of {columns.features[0]}" if columns.embedding else columns.features[i]
-        for i in (large, small)
+        for i in objective.dataset.numbers[[large, small]]
     ]
     return [
         f"The columns differ in size: {names[0]} is {sizes[large] / sizes[small]:.3g} times as large as "

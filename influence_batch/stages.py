@@ -14,6 +14,7 @@ import pyarrow as pa
 from influence_batch.config import AuditConfig
 from influence_batch.dataset import Dataset, Inspection
 from influence_batch.dataset.columns import storage_type
+from influence_batch.dataset.shards import Step
 from influence_batch.dataset.showing import Shown
 from influence_batch.detection import Reading, Settled
 from influence_batch.execution import Executor
@@ -105,6 +106,20 @@ class Model:
     l2_losses: Mapping[float, float] = field(default_factory=dict)
     begun_at: str | None = None
     inverse: Deferred | None = None
+
+    @property
+    def coefficients(self) -> np.ndarray:
+        """Weights (k, d) without the intercept's, 0 of features that are left out."""
+        dataset = self.objective.dataset
+        weights = self.fit.weights
+        return dataset.widened(weights[:, : weights.shape[1] - dataset.intercept])
+
+    def arrays_of(self, step: Step) -> dict[str, np.ndarray]:
+        """A fitted step's arrays, with features that are left out: standardize leaves those as they are."""
+        dataset = self.objective.dataset
+        if dataset.used is None:
+            return dict(vars(step))
+        return {name: dataset.widened(values, float(name == "scale")) for name, values in vars(step).items()}
 
 
 @dataclass(frozen=True)

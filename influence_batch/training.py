@@ -105,8 +105,21 @@ def _fit_and_inverse(
         return made[-1].backsolve
 
     shares = data.plan.few_solves and objective.single and data.plan.choice.kind == "direct"
-    result = fit_model(data, objective, "fit", start, progress, hand_over=hand_over if shares else None)
+    result = fit_model(
+        data,
+        objective,
+        "fit",
+        start,
+        progress,
+        hand_over=hand_over if shares else None,
+        serves_exact=_solves_many(data),
+    )
     return result, made[-1] if made else None
+
+
+def _solves_many(data: Data) -> bool:
+    """Whether so many test points are solved for that a Hessian of float64 is formed for them."""
+    return data.plan.inverse_bytes > 0 and not data.plan.few_solves
 
 
 def influence_inverse(
@@ -116,10 +129,8 @@ def influence_inverse(
 
     Where many test points are solved for with it, its residuals are to be true ones: it is of float64 then.
     """
-    many = data.plan.inverse_bytes > 0 and not data.plan.few_solves
-    return make_inverse(
-        data, objective.with_single(objective.single and not many), weights, "influence", progress
-    )
+    single = objective.single and not _solves_many(data)
+    return make_inverse(data, objective.with_single(single), weights, "influence", progress)
 
 
 def _last_weights(data: Data, objective: Objective) -> tuple[np.ndarray | None, str | None]:
@@ -135,10 +146,12 @@ def _last_weights(data: Data, objective: Objective) -> tuple[np.ndarray | None, 
         run = open_run_folder(folders[-1])
         labels = [item["label"] for item in run.record["train"].get("classes", ())]
         now = json.loads(json.dumps(list(data.train.classes or ()), default=str))
-        model, k, d = run.record["model"], objective.k, objective.d - config.model.intercept
+        model, k, dataset = run.record["model"], objective.k, objective.dataset
+        d = objective.d - config.model.intercept if dataset.used is None else dataset.width
         if labels != now or model["kind"] != config.model.kind or model["features"] != d:
             return None, None
         weights = load_weights(run.folder / model["weights"], k=k, d=d, intercept=config.model.intercept)
+        weights = np.hstack([dataset.narrowed(weights[:, :d]), weights[:, d:]])
     except (UnreadableRunError, InputError, OSError, KeyError, TypeError):
         return None, None  # the history says of such a run what is wrong with it
     better = objective.at(weights).value < objective.at(np.zeros_like(weights)).value
@@ -207,6 +220,7 @@ def fit_model(
     start: np.ndarray | None,
     progress: Progress = quiet,
     hand_over: HandOver | None = None,
+    serves_exact: bool = False,
 ) -> Fit:
     """Fit, from where a killed run was; the end is the same to rounding, see `influence.fit`."""
     config, store = data.prepared.config.model, data.store
@@ -231,6 +245,7 @@ def fit_model(
             checkpoint,
             may_assemble=data.plan.inverse_bytes > 0,
             hand_over=hand_over,
+            serves_exact=serves_exact,
         )
         return {key: np.asarray(value) for key, value in vars(result).items()}
 

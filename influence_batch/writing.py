@@ -81,14 +81,12 @@ def write(
         if found.groups.tables:
             writer.write_blocks("groups", found.groups.tables)
         writer.write_table("test_points", crossed.test_points)
-        intercept = config.model.intercept
-        weights = model.fit.weights
-        arrays = {"coef": weights[:, : weights.shape[1] - intercept].T}
-        if intercept:
-            arrays["intercept"] = weights[:, -1]
+        arrays = {"coef": model.coefficients.T}
+        if config.model.intercept:
+            arrays["intercept"] = model.fit.weights[:, -1]
         writer.write_arrays("model.npz", arrays)
         for number, step in enumerate(model.objective.dataset.steps):
-            writer.write_arrays(f"features-{number}-{step.kind}.npz", vars(step))
+            writer.write_arrays(f"features-{number}-{step.kind}.npz", model.arrays_of(step))
     page = None
     if config.report.page:
         with clock("page"):

@@ -6,7 +6,7 @@ import hashlib
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import pandas as pd
@@ -23,6 +23,7 @@ from influence_batch.execution.reduction import Rows
 _FIRST = 5
 # Labels whose hashes are begun once for all rows of a shard; numbers of a regression may all be different.
 _MOST_LABELS = 10_000
+_FEW_ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Inspection:
         fingerprint: of the whole: ids, features and labels in order, whatever files and shards.
         groups: for each column that rows are grouped by, (n,) strings as ids are.
         contents: for each shard what `reuse.content_of` says of its features; none unless asked for.
+        used: (d,) whether a feature of the files is other than zero in any row; None unless asked for.
     """
 
     ids: Any
@@ -43,6 +45,17 @@ class Inspection:
     fingerprint: str
     groups: tuple[Any, ...] = ()
     contents: tuple[str, ...] = ()
+    used: np.ndarray | None = None
+
+
+class Asked(NamedTuple):
+    """What a pass is to say of shards besides: the names of their contents, the features that are used."""
+
+    contents: bool = False
+    used: bool = False
+
+
+_NOTHING = Asked()
 
 
 def inspect(
@@ -50,14 +63,14 @@ def inspect(
     executor: Executor | None = None,
     store: Store | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
-    with_contents: bool = False,
+    asked: Asked = _NOTHING,
 ) -> Inspection:
     """Check every value of a dataset.
 
     Args:
         executor: where shards are read (default: in this process).
         store: where ids, labels and fingerprints go (default: memory).
-        with_contents: whether the features of shards get names by which they are known again.
+        asked: what more is wanted.
 
     Raises:
         InputError: features or labels that are null or not finite, null or repeated ids, lists of
@@ -68,19 +81,19 @@ def inspect(
     bounds = [raw.bounds(index) for index in range(raw.n_shards)]
     store = store or InMemoryStore()
     table = store.table(f"read-{dataset.key}", bounds)
-    named = None
-    if with_contents:
-        named = store.table(f"contents-{dataset.key}", [(index, index + 1) for index in range(len(bounds))])
+    about = None
+    if any(asked):
+        about = store.table(f"about-{dataset.key}", [(index, index + 1) for index in range(len(bounds))])
     bad: dict[int, _Bad] = {}
-    for done, (index, (columns, found, content)) in enumerate(
-        executor.map(raw, _inspect_shard, (dataset, with_contents), shards=table.missing), 1
+    for done, (index, (columns, found, said)) in enumerate(
+        executor.map(raw, _inspect_shard, (dataset, asked), shards=table.missing), 1
     ):
         # Only parts without a fault are kept: one that is taken over later has been found good.
         if found is not None:
             bad[index] = found
         elif not bad:
-            if named is not None:  # before the part by which a run that is taken up knows the shard as read
-                named.write(index, {"content": pa.array([content])})
+            if about is not None:  # before the part by which a run that is taken up knows the shard as read
+                about.write(index, said)
             table.write(index, columns)
         progress(done, dataset.n_shards)
     if raw.token != dataset.token:
@@ -96,9 +109,16 @@ def inspect(
         _refuse_nulls_and_duplicates(stored["id"], hashes, dataset)
         digest.update(hashes.tobytes())
     groups = tuple(stored[f"group-{number}"] for number in range(len(dataset.columns.groups)))
-    contents = () if named is None else tuple(named.columns()["content"][:].to_pylist())
-    fingerprint = f"sha256:{digest.hexdigest()}"
-    return Inspection(stored["id"], stored["label"], stored["row_fingerprint"], fingerprint, groups, contents)
+    known = {} if about is None else about.columns()
+    return Inspection(
+        ids=stored["id"],
+        labels=stored["label"],
+        row_fingerprints=stored["row_fingerprint"],
+        fingerprint=f"sha256:{digest.hexdigest()}",
+        groups=groups,
+        contents=tuple(known["content"][:].to_pylist()) if asked.contents else (),
+        used=known["used"][:].any(axis=0) if asked.used else None,
+    )
 
 
 @dataclass(frozen=True)
@@ -110,18 +130,31 @@ class _Bad:
 
 
 def _inspect_shard(
-    raw: RawShard, state: tuple[Dataset, bool], rows: Rows
-) -> tuple[dict[str, Any], _Bad | None, str]:
-    dataset, with_content = state
+    raw: RawShard, state: tuple[Dataset, Asked], rows: Rows
+) -> tuple[dict[str, Any], _Bad | None, dict[str, Any]]:
+    dataset, asked = state
     start = raw.ref.start
     index = bisect_right([ref.start for ref in dataset.refs], start) - 1
     features = {name: at + start for name, at in _not_finite(raw, dataset)}
     labels = np.flatnonzero(_is_no_label(raw.labels)) + start
     if features or labels.size:
-        return {}, _Bad(features, labels), ""
+        return {}, _Bad(features, labels), {}
     columns = {"id": dataset.load_ids(index), "label": raw.labels, "row_fingerprint": _hash_rows(raw)}
     groups = {f"group-{number}": values for number, values in enumerate(dataset.load_groups(index))}
-    return columns | groups, None, content_of(raw.features) if with_content else ""
+    said: dict[str, Any] = {}
+    if asked.contents:
+        said["content"] = pa.array([content_of(raw.features)])
+    if asked.used:
+        said["used"] = _is_used(raw.features)[None]
+    return columns | groups, None, said
+
+
+def _is_used(features: np.ndarray) -> np.ndarray:
+    """Mask (d,) of the columns that are not zero throughout; a few rows tell most of them."""
+    used: np.ndarray = np.any(features[:_FEW_ROWS], axis=0)
+    maybe = np.flatnonzero(~used)
+    used[maybe] = np.any(features[:, maybe], axis=0)
+    return used
 
 
 def _refuse(dataset: Dataset, found: Sequence[_Bad]) -> NoReturn:

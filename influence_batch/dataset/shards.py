@@ -15,11 +15,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.types as pt
 
-from influence_batch.dataset.columns import Columns, is_list, storage_type, value_type
+from influence_batch.dataset.columns import Columns, is_list
 from influence_batch.dataset.corrections import Corrections
 from influence_batch.dataset.files import ParquetFileInfo, open_parquet
 from influence_batch.dataset.opened import BySlices, in_float64
 from influence_batch.dataset.reuse import Reuse, fingerprint_of
+from influence_batch.dataset.values import as_floats, as_plain, from_lists
 from influence_batch.errors import InputError
 
 
@@ -219,6 +220,7 @@ class Dataset:
         columns: what is read.
         refs: the shards.
         width: number of features in the files.
+        used: numbers of those that are read, where they are not all.
         float32: whether float32 holds every feature value of the files without rounding.
         compact: whether shards are kept as the files have them and made float64, with the cheap steps
             applied, at every pass; else they are kept as the passes want them. The numbers are the same.
@@ -234,6 +236,7 @@ class Dataset:
     columns: Columns
     refs: tuple[ShardRef, ...]
     width: int
+    used: tuple[int, ...] | None = None
     float32: bool = False
     compact: bool = False
     classes: tuple[Any, ...] | None = None
@@ -264,6 +267,23 @@ class Dataset:
     def by_slices(self, dtype: type[np.float64] | type[np.float32]) -> Dataset:
         """The same shards for passes that read slices of rows, once each; what is kept opened is not cut."""
         return replace(self, sliced=dtype) if self.compact else self
+
+    @property
+    def numbers(self) -> np.ndarray:
+        """(u,) numbers of the features that are read, in the files."""
+        return np.arange(self.width) if self.used is None else np.array(self.used)
+
+    def narrowed(self, values: np.ndarray) -> np.ndarray:
+        """Of values (..., width) of the files' features those (..., u) of the ones that are read."""
+        return values if self.used is None else values.take(self.used, axis=-1)
+
+    def widened(self, values: np.ndarray, other: float = 0.0) -> np.ndarray:
+        """Values (..., width) of all features from those (..., u) that are read, `other` of the rest."""
+        if self.used is None:
+            return values
+        wide = np.full((*values.shape[:-1], self.width), other, values.dtype)
+        wide[..., self.used] = values
+        return wide
 
     def cut(self, rows: int) -> Dataset:
         """This dataset in shards of at most so many rows; smaller ones stay as they are."""
@@ -319,7 +339,7 @@ class Dataset:
         return (
             self.compact
             and other.compact
-            and (self.refs, self.columns) == (other.refs, other.columns)
+            and (self.refs, self.columns, self.used) == (other.refs, other.columns, other.used)
             and len(mine) == len(others)
             and all(a is b for a, b in zip(mine, others, strict=True))
         )
@@ -346,34 +366,38 @@ class Dataset:
             InputError: a list column whose lists are null or not all of one length.
         """
         ref, columns = self.refs[index], self.columns
-        table = self._read(ref, [columns.label, *columns.features])
         dtype = np.dtype(np.float32 if self.float32 else np.float64)
         if columns.embedding:
-            name = columns.features[0]
-            features = _from_lists(table.column(name), name, ref, self).astype(dtype, copy=False)
+            (name,) = columns.features
+            table = self._read(ref, [columns.label, name])
+            where = f"column {name} of {ref.path}"
+            features = from_lists(table.column(name), self.width, self.key, where, ref.file_row)
+            features = self.narrowed(features).astype(dtype, copy=False)
         else:
-            features = np.empty((ref.rows, len(columns.features)), dtype)
-            for j, name in enumerate(columns.features):
-                features[:, j] = _as_floats(table.column(name))
-        return RawShard(ref, features, _plain(table.column(columns.label)))
+            names = columns.features if self.used is None else [columns.features[j] for j in self.used]
+            table = self._read(ref, [columns.label, *names])
+            features = np.empty((ref.rows, len(names)), dtype)
+            for j, name in enumerate(names):
+                features[:, j] = as_floats(table.column(name))
+        return RawShard(ref, features, as_plain(table.column(columns.label)))
 
     def load_labels(self, index: int) -> pa.Array:
         """Labels of a shard, from the label column alone."""
-        return _plain(self._read(self.refs[index], [self.columns.label]).column(self.columns.label))
+        return as_plain(self._read(self.refs[index], [self.columns.label]).column(self.columns.label))
 
     def load_ids(self, index: int) -> pa.Array:
         """Ids of a shard, row numbers where there is no id column."""
         ref = self.refs[index]
         if self.columns.id is None:
             return pa.array(np.arange(ref.start, ref.start + ref.rows))
-        return _plain(self._read(ref, [self.columns.id]).column(self.columns.id))
+        return as_plain(self._read(ref, [self.columns.id]).column(self.columns.id))
 
     def load_groups(self, index: int) -> list[pa.Array]:
         """Values of a shard in the columns that rows are grouped by, as strings."""
         if not self.columns.groups:
             return []
         table = self._read(self.refs[index], self.columns.groups)
-        return [_plain(table.column(name)).cast(pa.string()) for name in self.columns.groups]
+        return [as_plain(table.column(name)).cast(pa.string()) for name in self.columns.groups]
 
     def _read(self, ref: ShardRef, names: Sequence[str]) -> pa.Table:
         table = read_rows(ref, names, self.key, self.token)
@@ -384,7 +408,7 @@ class Dataset:
     def encode(self, labels: pa.Array) -> np.ndarray:
         """Targets (n,): class codes, or numbers for regression."""
         if self.classes is None:
-            return _as_floats(labels).astype(np.float64, copy=False)
+            return as_floats(labels).astype(np.float64, copy=False)
         # Unsigned where one of them needs it: Arrow takes Python's integers for signed ones.
         large = any(isinstance(label, int) and label >= 2**63 for label in self.classes)
         classes = pa.array(self.classes, pa.uint64() if large else None)
@@ -423,46 +447,6 @@ class RawSource:
         return kept
 
 
-def _plain(column: pa.ChunkedArray) -> pa.Array:
-    """A column as one array of its storage type, dictionaries (pandas categoricals) decoded."""
-    plain = column.cast(storage_type(value_type(column.type))).combine_chunks()
-    return plain.chunk(0) if isinstance(plain, pa.ChunkedArray) else plain
-
-
-def _as_floats(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
-    """Numbers in their own float type, others as float64, nulls as NaN."""
-    if pt.is_boolean(column.type):
-        column = column.cast(pa.int8())
-    if pt.is_decimal(column.type):
-        column = column.cast(pa.float64())
-    values: np.ndarray
-    if isinstance(column, pa.ChunkedArray):
-        values = column.to_numpy()
-    else:
-        values = column.to_numpy(zero_copy_only=False)
-    return values if values.dtype in (np.float32, np.float64) else values.astype(np.float64)
-
-
-def _from_lists(column: pa.ChunkedArray, name: str, ref: ShardRef, dataset: Dataset) -> np.ndarray:
-    width = dataset.width
-    where = f"{dataset.key}.features: column {name} of {ref.path}"
-    if column.null_count:
-        at = int(np.flatnonzero(column.is_null().to_numpy())[0])
-        raise InputError(
-            f"{where} has no list (null) in row {at + ref.file_row}; expected {width} numbers in each"
-        )
-    lengths = pc.list_value_length(column).to_numpy()
-    wrong = np.flatnonzero(lengths != width)
-    if wrong.size:
-        raise InputError(
-            f"{where} has lists of unequal length: {width} in the first row of {dataset.key}, "
-            f"{lengths[wrong[0]]} in row {wrong[0] + ref.file_row}; expected {width} numbers in each"
-        )
-    # flatten() honours slices and offsets, which the values of a list array do not.
-    flat = pa.chunked_array([chunk.flatten() for chunk in column.chunks], type=column.type.value_type)
-    return _as_floats(flat).reshape(ref.rows, width)
-
-
 def feature_width(files: Sequence[ParquetFileInfo], columns: Columns, key: str) -> int:
     """d, from the schema or, for lists of variable length, from the first row.
 
@@ -485,14 +469,3 @@ def feature_width(files: Sequence[ParquetFileInfo], columns: Columns, key: str) 
             "expected lists of numbers, all of one length"
         )
     return len(row)
-
-
-def holds_in_float32(files: Sequence[ParquetFileInfo], columns: Columns) -> bool:
-    """Whether every feature column has a type whose values are float32's too."""
-    types = [file.schema.field(name).type for file in files for name in columns.features]
-    return all(_is_narrow(type_.value_type if is_list(type_) else type_) for type_ in types)
-
-
-def _is_narrow(type_: pa.DataType) -> bool:
-    wide = (pa.float64(), pa.int32(), pa.int64(), pa.uint32(), pa.uint64())
-    return type_ not in wide and not pt.is_decimal(type_)

@@ -90,6 +90,7 @@ def fit(
     may_assemble: bool = True,
     polished: float | None = None,
     hand_over: HandOver | None = None,
+    serves_exact: bool = False,
 ) -> Fit:
     """Minimise J by quasi-Newton steps where a near Hessian is at hand, or Newton's, with backtracking.
 
@@ -105,12 +106,14 @@ def fit(
             the tolerance where it is asked to be loose).
         hand_over: forms the Hessian at weights near the optimum, which the caller wants anyway, and gives
             its inverse; the last quasi-Newton steps go by it.
+        serves_exact: whether more is made at the optimum than leverages of float32 products.
 
     Raises:
         RunError: the tolerance was not reached; with the remedy.
     """
     if polished is None:
-        end = _POLISHED_SINGLE if objective.single and hand_over is None else _POLISHED
+        leverages_alone = objective.single and hand_over is None and not serves_exact
+        end = _POLISHED_SINGLE if leverages_alone else _POLISHED
         polished = min(end, tolerance) if tolerance <= _LOOSE else tolerance
     scale = objective.gradient_scale()
     # X'X / n is made here, of the objective that was given, which keeps it for what comes after the fit.

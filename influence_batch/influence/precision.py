@@ -9,7 +9,7 @@ from influence_batch.models import Loss
 from influence_batch.models.linear import hessian_pairs
 
 # Operations of a Hessian from which on half the time is worth an error: below them all is of float64.
-_WORTH = 2e10
+_WORTH = 5e9
 # The Hessian's error may be this share of the least penalty, which is the least eigenvalue it can have.
 _SHARE = 0.01
 

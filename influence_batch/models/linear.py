@@ -25,9 +25,6 @@ _PRODUCT_BYTES, _SINGLE_BYTES = 1024**2, 4 * 1024**2
 # Pairs of logits, or chunks of rows, are worked on in so many groups, in threads; for chunks each group has a
 # sum of its own, of so many bytes in all.
 _GROUPS, _SUM_BYTES = 8, 64 * 1024**2
-# Features that are zero for all examples are left out of products where they are more than the rest of this.
-WORTH_CUTTING = 0.97
-_FEW_ROWS = 64
 
 # From so many logits on products with one vector are large enough.
 WIDE = 48
@@ -106,45 +103,15 @@ def weighted_gram(features: np.ndarray, weights: np.ndarray, single: bool = Fals
     n, d = features.shape
     chunks = _product_chunks(n, d, single)
     groups = max(1, min(_GROUPS, len(chunks), _SUM_BYTES // (8 * d * d)))
-    used = _used_columns(features)
 
     def some(group: int) -> np.ndarray:
-        total = np.zeros((len(used), len(used)))
+        total = np.zeros((d, d))
         for part in chunks[group::groups]:
-            _add_gram(total, as_multiplied(cut_to(features[part], used), single), weights[part])
+            _add_gram(total, as_multiplied(features[part], single), weights[part])
         return total
 
-    total = np.zeros((1, d, d))
-    total[0, : len(used), : len(used)] = sum(in_threads(some, range(groups)))
-    _spread(total, used)
-    return total[0]
-
-
-def _used_columns(features: np.ndarray) -> np.ndarray:
-    """The columns (u,) that are not zero throughout; all where that are nearly all."""
-    d = features.shape[1]
-    # Of most data a few rows tell it.
-    is_used: np.ndarray = np.any(features[:_FEW_ROWS], axis=0)
-    if is_used.mean() <= WORTH_CUTTING:
-        is_used = np.any(features, axis=0)
-    used = np.flatnonzero(is_used)
-    return used if len(used) <= WORTH_CUTTING * d else np.arange(d)
-
-
-def cut_to(features: np.ndarray, used: np.ndarray) -> np.ndarray:
-    """Some columns (n, u) of features (n, d), themselves where those are all."""
-    return features if len(used) == features.shape[1] else features[:, used]
-
-
-def _spread(sums: np.ndarray, used: np.ndarray) -> None:
-    """Move what stands in the corner of each matrix (m, d, d) to the rows and columns `used`, in place."""
-    u = len(used)
-    if u == sums.shape[1]:
-        return
-    for matrix in sums:
-        corner = matrix[:u, :u].copy()
-        matrix[:] = 0.0
-        matrix[np.ix_(used, used)] = corner
+    result: np.ndarray = sum(in_threads(some, range(groups)), np.zeros((d, d)))
+    return result
 
 
 def _product_chunks(n: int, d: int, single: bool = False) -> list[slice]:
@@ -214,18 +181,14 @@ def pair_sums(
 
     # Once for all pairs.
     multiplied = as_multiplied(features, single)
-    used = _used_columns(features)
-    corners = sums[:, : len(used), : len(used)]
 
     def add(group: int) -> None:
         # Rows first: those of a chunk stay in the cache for all pairs of the group.
         for part in _product_chunks(n, d, single):
-            some = cut_to(multiplied[part], used)
             for number in range(group, len(pairs), groups):
-                _add_gram(corners[number], some, w[part] * entry(*pairs[number], part))
+                _add_gram(sums[number], multiplied[part], w[part] * entry(*pairs[number], part))
 
     in_threads(add, range(groups))
-    _spread(sums, used)
     return sums
 
 

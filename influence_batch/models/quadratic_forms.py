@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice, pairwise
 from typing import NamedTuple
 
 import numpy as np
 
-from influence_batch.models.linear import (
-    WORTH_CUTTING,
-    as_multiplied,
-    contrast_pairs,
-    cut_to,
-    hessian_pairs,
-)
+from influence_batch.models.linear import as_multiplied, contrast_pairs, hessian_pairs
 from influence_batch.models.losses import Loss
 from influence_batch.threads import in_threads
 
@@ -58,19 +52,13 @@ class Forms(NamedTuple):
 
     Attributes:
         slices: for columns from one of `edges` to the next those of all forms, from that row down.
-        edges: of the slices, in the order of `coupled`.
+        edges: of the slices.
         forms: how many.
-        coupled: (c,) features that any of the forms multiplies with another one.
-        alone: (a,) the others.
-        squares: (a, forms) what the squares of these are multiplied with.
     """
 
     slices: list[np.ndarray]
     edges: list[tuple[int, int]]
     forms: int
-    coupled: np.ndarray
-    alone: np.ndarray
-    squares: np.ndarray
 
 
 def form_bytes(loss: Loss, d: int) -> tuple[float, float]:
@@ -89,12 +77,10 @@ def leverage_forms(loss: Loss, inverse_blocks: np.ndarray, single: bool = False)
     if loss.separable:
         matrices: Iterator[np.ndarray] = iter(inverse_blocks)
         count, d = len(inverse_blocks), inverse_blocks.shape[1]
-        entries = (block != 0.0 for block in inverse_blocks)
     else:
         d = inverse_blocks.shape[1] // k
         inverse, last, pairs = inverse_blocks[0].reshape(k, d, k, d), k - 1, contrast_pairs(k)
         count = len(pairs)
-        entries = ((rows != 0.0).any(axis=1) for rows in inverse)
 
         def contrast(a: int, b: int) -> np.ndarray:
             matrix = inverse[a, :, b, :] - inverse[last, :, b, :] - inverse[a, :, last, :]
@@ -102,38 +88,19 @@ def leverage_forms(loss: Loss, inverse_blocks: np.ndarray, single: bool = False)
             return matrix
 
         matrices = (contrast(a, b) for a, b in pairs)
-    coupled, alone = _coupled(entries, d)
-    c = len(coupled)
-    cuts = max(1, round(c / COLUMNS))
-    edges = list(pairwise([c * i // cuts for i in range(cuts + 1)]))
+    cuts = max(1, round(d / COLUMNS))
+    edges = list(pairwise([d * i // cuts for i in range(cuts + 1)]))
     dtype = np.dtype(np.float32 if single else np.float64)
     result = []
     for start in range(0, count, STACKED):
         g = min(STACKED, count - start)
-        slices = [np.empty((c - low, g, high - low), dtype) for low, high in edges]
-        squares = np.empty((len(alone), g), dtype)
+        slices = [np.empty((d - low, g, high - low), dtype) for low, high in edges]
         for place, matrix in enumerate(islice(matrices, g)):
-            squares[:, place] = matrix[alone, alone]
-            if c < d:
-                matrix = matrix[np.ix_(coupled, coupled)]
             lower = np.tril(matrix) + np.triu(matrix, 1).T
             for (low, high), into in zip(edges, slices, strict=True):
                 into[:, place] = lower[low:, low:high]
-        flat = [into.reshape(len(into), -1) for into in slices]
-        result.append(Forms(flat, edges, g, coupled, alone, squares))
+        result.append(Forms([into.reshape(len(into), -1) for into in slices], edges, g))
     return result
-
-
-def _coupled(entries: Iterable[np.ndarray], d: int) -> tuple[np.ndarray, np.ndarray]:
-    """Features that have an entry with another one in any of some masks (d, d), and the others."""
-    together: np.ndarray = np.zeros((d, d), dtype=bool)
-    for mask in entries:
-        np.logical_or(together, mask, out=together)
-    np.fill_diagonal(together, False)
-    is_coupled: np.ndarray = np.logical_or.reduce(together, axis=0)
-    if is_coupled.mean() > WORTH_CUTTING or not is_coupled.any():
-        is_coupled[:] = True
-    return np.flatnonzero(is_coupled), np.flatnonzero(~is_coupled)
 
 
 def _quadratics(features: np.ndarray, forms: Forms) -> np.ndarray:
@@ -144,12 +111,10 @@ def _quadratics(features: np.ndarray, forms: Forms) -> np.ndarray:
     """
     n, d = features.shape
     total = np.zeros((n, forms.forms))
-    single = forms.squares.dtype == np.float32
+    single = forms.slices[0].dtype == np.float32
 
     def add(part: slice) -> None:
-        x = as_multiplied(cut_to(features[part], forms.coupled), single)
-        if len(forms.alone):
-            total[part] += np.square(as_multiplied(features[part][:, forms.alone], single)) @ forms.squares
+        x = as_multiplied(features[part], single)
         for (start, stop), block in zip(forms.edges, forms.slices, strict=True):
             product = (x[:, start:] @ block).reshape(len(x), forms.forms, stop - start)
             total[part] += np.einsum("ngj,nj->ng", product, x[:, start:stop])

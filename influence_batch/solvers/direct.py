@@ -19,8 +19,7 @@ class Direct:
     """H^-1 by Cholesky. Memory: 8 * blocks * size^2 bytes, and as much again for the inverse.
 
     Factor and Hessian share one array: the factor has the lower triangle with the diagonal, the
-    Hessian's upper triangle stays above it, and its diagonal is kept beside. Coordinates without any entry
-    but their diagonal, as features have that are zero for every example, are divided by it and no more.
+    Hessian's upper triangle stays above it, and its diagonal is kept beside.
 
     Args:
         blocks: the operator's dense blocks where they are there already; they are overwritten.
@@ -46,18 +45,14 @@ class Direct:
         self._shape = blocks.shape
         self._diagonals = np.array([block.diagonal() for block in blocks])
         # The sum over a row is finite only if every entry is.
-        sums = blocks.sum(axis=2)
-        if not np.all(np.isfinite(sums)):
+        if not np.all(np.isfinite(blocks.sum(axis=2))):
             raise SolverError("the Hessian has entries that are not finite: features this large overflow")
-        self._coupled = [_coupled(*pair) for pair in zip(blocks, sums, strict=True)]
         try:
-            if not np.all(self._diagonals > 0.0):
-                raise LinAlgError
             # A block is symmetric, so its transpose is itself in the order that LAPACK factors in place.
             with by_one_thread(blocks.size * self._shape[1] / 3.0):
                 self._factors = [
-                    cho_factor(_gathered(block, rows).T, lower=True, overwrite_a=True, check_finite=False)[0]
-                    for block, rows in zip(blocks, self._coupled, strict=True)
+                    cho_factor(block.T, lower=True, overwrite_a=True, check_finite=False)[0]
+                    for block in blocks
                 ]
         except LinAlgError:
             status = Status.NOT_POSITIVE_DEFINITE
@@ -91,10 +86,7 @@ class Direct:
     def inverse_blocks(self) -> np.ndarray:
         """Blocks of H^-1 (blocks, size, size), by LAPACK's potri from the factors."""
         inverse = np.empty(self._shape)
-        for whole, factor, rows, diagonal in zip(
-            inverse, self._factors, self._coupled, self._diagonals, strict=True
-        ):
-            block = _corner(whole, len(factor))
+        for block, factor in zip(inverse, self._factors, strict=True):
             block.T[...] = factor
             with by_one_thread(2.0 * block.size * len(block) / 3.0):
                 lower, info = dpotri(block.T, lower=1, overwrite_c=1)
@@ -103,7 +95,6 @@ class Direct:
             if not np.shares_memory(lower, block):
                 block.T[...] = lower
             _mirror_lower(block.T)
-            _scatter(whole, rows, 1.0 / diagonal)
         return inverse
 
     def _apply_blocks(self, vectors: np.ndarray) -> np.ndarray:
@@ -111,14 +102,12 @@ class Direct:
         b, q, _ = self._shape
         parts = vectors.reshape(b, self._copies, q, -1)
         product = np.empty_like(parts)
-        for block, (factor, rows) in enumerate(zip(self._factors, self._coupled, strict=True)):
+        for block, factor in enumerate(self._factors):
             # The diagonal in that array is the factor's; for the product H's takes its place.
             kept = factor.diagonal().copy()
-            np.fill_diagonal(factor, self._diagonals[block][rows])
-            alone = _others(rows, q)
-            for part, into in zip(parts[block], product[block], strict=True):
-                into[alone] = self._diagonals[block][alone, None] * part[alone]
-                into[rows] = dsymm(1.0, factor, part[rows], lower=0)
+            np.fill_diagonal(factor, self._diagonals[block])
+            for copy in range(self._copies):
+                product[block, copy] = dsymm(1.0, factor, parts[block, copy], lower=0)
             np.fill_diagonal(factor, kept)
         return product.reshape(vectors.shape)
 
@@ -128,59 +117,10 @@ class Direct:
         parts = right_hand_sides.reshape(b, self._copies, q, -1)
         solution = np.empty_like(parts)
         with by_one_thread(2.0 * q * parts.size):
-            for block, (factor, rows) in enumerate(zip(self._factors, self._coupled, strict=True)):
-                alone = _others(rows, q)
-                for part, into in zip(parts[block], solution[block], strict=True):
-                    into[alone] = part[alone] / self._diagonals[block][alone, None]
-                    into[rows] = cho_solve((factor, True), part[rows], check_finite=False)
+            for block, factor in enumerate(self._factors):
+                for copy in range(self._copies):
+                    solution[block, copy] = cho_solve((factor, True), parts[block, copy], check_finite=False)
         return solution.reshape(right_hand_sides.shape)
-
-
-def _coupled(block: np.ndarray, sums: np.ndarray) -> np.ndarray | slice:
-    """The coordinates (c,) of a block (q, q) with an entry beside the diagonal, a slice if all are.
-
-    Args:
-        sums: (q,) over its rows, which tell it of most.
-    """
-    maybe = np.flatnonzero(sums == block.diagonal())
-    alone = maybe[np.count_nonzero(block[maybe], axis=1) <= 1]
-    if len(alone) == 0:
-        return slice(None)
-    return np.setdiff1d(np.arange(len(block)), alone[len(alone) == len(block) :])
-
-
-def _others(rows: np.ndarray | slice, size: int) -> np.ndarray:
-    return np.delete(np.arange(size), rows)
-
-
-def _corner(block: np.ndarray, size: int) -> np.ndarray:
-    """The first of a block's memory as a smaller one (size, size)."""
-    return block.reshape(-1)[: size * size].reshape(size, size)
-
-
-def _gathered(block: np.ndarray, rows: np.ndarray | slice) -> np.ndarray:
-    """Rows and columns (c, c) of a block (q, q), in its memory."""
-    if isinstance(rows, slice):
-        return block
-    small = _corner(block, len(rows))
-    # No row is written before it is read: it moves towards the beginning.
-    for into, row in enumerate(rows):
-        small[into] = block[row, rows]
-    return small
-
-
-def _scatter(block: np.ndarray, rows: np.ndarray | slice, diagonal: np.ndarray) -> None:
-    """The way back, from a block's first memory; the rest is zero but for the diagonal (q,)."""
-    if isinstance(rows, slice):
-        return
-    small, of = _corner(block, len(rows)), dict(zip(rows.tolist(), range(len(rows)), strict=True))
-    for row in range(len(block) - 1, -1, -1):
-        values = small[of[row]].copy() if row in of else None
-        block[row] = 0.0
-        if values is None:
-            block[row, row] = diagonal[row]
-        else:
-            block[row, rows] = values
 
 
 def _mirror_lower(matrix: np.ndarray) -> None:

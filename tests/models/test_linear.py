@@ -236,61 +236,6 @@ def test_leverage_is_its_formula(loss: Loss) -> None:
     np.testing.assert_allclose(ours, dense, rtol=1e-11, atol=1e-13)
 
 
-DEAD = [1, 5, 6]
-
-
-def draw_with_dead_features(loss: Loss) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    weights, features, targets = draw(loss, n=60, d=12)
-    features[:, DEAD] = 0.0
-    return weights, features, targets
-
-
-@pytest.mark.parametrize("single", [False, True], ids=["float64", "float32"])
-def test_features_that_are_zero_throughout_are_left_out_of_the_products_alone(
-    loss: Loss, single: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    weights, features, targets = draw_with_dead_features(loss)
-    multiplied: list[int] = []
-    add = linear._add_gram
-
-    def added(total: np.ndarray, some: np.ndarray, w: np.ndarray) -> None:
-        multiplied.append(some.shape[1])
-        add(total, some, w)
-
-    monkeypatch.setattr(linear, "_add_gram", added)
-    sums = linear.pair_sums(loss, weights, features, targets, None, single)
-    assert set(multiplied) == {12 - len(DEAD)}
-    blocks = linear.as_blocks(loss, sums)
-    found = from_blocks(blocks, weights.size)
-    expected = dense_hessian(loss, weights, features, targets)
-    np.testing.assert_allclose(
-        found, expected, rtol=1e-5 if single else 1e-11, atol=1e-4 if single else 1e-12
-    )
-
-
-@pytest.mark.parametrize("single", [False, True], ids=["float64", "float32"])
-def test_features_that_are_alone_in_the_inverse_count_by_their_squares(loss: Loss, single: bool) -> None:
-    """Also of an example, one of a test set say, in which they are not zero."""
-    weights, features, targets = draw_with_dead_features(loss)
-    inverse = np.linalg.inv(regularised(loss, weights, features, targets, 0.1))
-    inverse[np.abs(inverse) < 1e-14] = 0.0  # as the direct solver has it
-    blocks = to_blocks(inverse, linear.as_blocks(loss, linear.pair_sums(loss, weights, features, targets)))
-    [forms, *_] = quadratic_forms.leverage_forms(loss, blocks, single)
-    assert forms.alone.tolist() == DEAD
-    other = features.copy()
-    other[:, DEAD] = np.random.default_rng(1).standard_normal((len(features), len(DEAD)))
-    for x in (features, other):
-        ours = quadratic_forms.leverage(loss, x, blocks, len(x), single)
-        dense = dense_leverage(x, inverse, loss.outputs)
-        if loss.separable:
-            ours = np.stack([np.diag(row) for row in ours])
-        else:
-            contrasts = np.concatenate([np.eye(loss.outputs - 1), -np.ones((1, loss.outputs - 1))])
-            dense = contrasts.T @ dense @ contrasts
-        tolerance = 2e-5 if single else 1e-11
-        np.testing.assert_allclose(ours, dense, rtol=tolerance, atol=tolerance)
-
-
 @pytest.mark.parametrize("d", [1, 63, 150])
 def test_leverage_by_columns(d: int) -> None:
     """Quadratic forms are taken some columns at a time, and of matrices that are not symmetric."""
