@@ -198,36 +198,42 @@ def read(
     """
     # A cluster can have been waited for.
     require_unchanged(prepared)
-    train_set = prepared.train.having(compact=plan.compact)
+    # As the files have them: what is kept of them here is what the passes to come have it from.
+    as_read = prepared.train.having(compact=True)
     train_inspection = inspect(
-        train_set,
+        as_read,
         executor,
         store,
         lambda done, total: progress("read train", done, total),
         Asked(contents=features is not None, used=may_leave_out_features(prepared.config)),
     )
+    used = _worth_cutting(train_inspection)
+    train_set = as_read.having(classes=plan.classes, reuse=_reuse(features, train_inspection), used=used)
+    executor.hand_on(as_read, train_set)
+    if used is not None:
+        plan = plan.with_features(len(used) + prepared.config.model.intercept)
     test_set, test_inspection = None, None
     if prepared.test is not None:
-        test_set = prepared.test.having(compact=plan.compact)
+        as_read = prepared.test.having(compact=True)
         test_inspection = inspect(
-            test_set,
+            as_read,
             executor,
             store,
             lambda done, total: progress("read test", done, total),
             Asked(contents=features is not None),
         )
         if plan.classes is not None:
-            check_test_labels(test_inspection.labels, plan.classes, test_set.columns.label)
-        test_set = test_set.having(classes=plan.classes, reuse=_reuse(features, test_inspection))
-    train_set = train_set.having(classes=plan.classes, reuse=_reuse(features, train_inspection))
-    used = _worth_cutting(train_inspection)
-    if used is not None:
-        executor.release(train_set)
-        train_set = train_set.having(used=used)
-        if test_set is not None:
-            executor.release(test_set)
-            test_set = test_set.having(used=used)
-        plan = plan.with_features(len(used) + prepared.config.model.intercept)
+            check_test_labels(test_inspection.labels, plan.classes, as_read.columns.label)
+        test_set = as_read.having(
+            classes=plan.classes,
+            reuse=_reuse(features, test_inspection),
+            used=used,
+            compact=plan.compact,
+        )
+        if plan.compact:
+            executor.hand_on(as_read, test_set)
+        else:  # their memory is the training set's until then
+            executor.release(as_read)
     located = locate_verdicts(prepared, train_inspection, plan.classes)
     if located is not None and located.corrections:
         train_set = train_set.having(corrections=corrections_of(train_set, located.corrections))

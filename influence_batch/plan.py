@@ -118,6 +118,7 @@ class Plan:
         cache_bytes: of shards that stay in memory, all processes together.
         data_bytes: of all shards in the form in which they are kept.
         compact: whether they are kept as the files have them.
+        doubled: whether they are kept in float64 and in float32, each for the passes that take it.
         stages: in order.
         disk_bytes: of the parts and the report.
         limit: memory_limit.
@@ -137,6 +138,7 @@ class Plan:
     cache_bytes: int
     data_bytes: float
     compact: bool
+    doubled: bool
     stages: tuple[Stage, ...]
     disk_bytes: float
     limit: int
@@ -290,8 +292,8 @@ def _needs(config: AuditConfig, sizes: Sizes, width: int, regression: bool) -> _
     values = _SHARD_COPIES * model_width(config, width)[1] + 3.0 * _OUTPUT_VALUES * sizes.k
     shards = slots * (8.0 * most * values + _WORKING)
     start = min(8.0 * sizes.k * sizes.d**2, preconditioner_bytes(config))
-    # Rows that a fit begins with, twice while they are put together.
-    start += 2.0 * 8.0 * sizes.d * sample_rows(sizes.n, sizes.d, preconditioner_bytes(config))
+    # Rows that a fit begins with, twice while they are put together, in float32 too.
+    start += 2.5 * 8.0 * sizes.d * sample_rows(sizes.n, sizes.d, preconditioner_bytes(config))
     rows = (_REGRESSION_ROW_BYTES if regression else _ROW_BYTES) * sizes.n
     rows += 9.0 * 8.0 * sizes.k * fit_rows(sizes.n, sizes.k)  # a noise matrix is fitted
     column = 8.0 * sizes.p * (_BLOCK_COPIES + slots * _BLOCK_COPIES_A_SLOT)
@@ -384,6 +386,9 @@ def make_plan(config: AuditConfig, train: Dataset, n_test: int, classes: tuple[A
     narrow = compact and train.float32 and not redone
     data_bytes = (4.0 if narrow else 8.0) * n * kept_width
     single = config.model.l2 != 0 and worth_single(config.solver.precision, n, d, loss)
+    doubled = single and 1.5 * opened <= cache
+    if doubled:
+        data_bytes *= 1.5
     rescales = single and inverse > 0 and choice.kind == "direct" and not loss.constant_curvature
     few_solves = _PASSES_A_SOLVE * 4.0 * sizes.k * sizes.m <= d * linear.hessian_pairs(loss)
     stages = tuple(_stages(sizes, choice, block, column, inverse, fixed, dense, few_solves, rescales))
@@ -412,6 +417,7 @@ def make_plan(config: AuditConfig, train: Dataset, n_test: int, classes: tuple[A
         cache_bytes=cache,
         data_bytes=data_bytes,
         compact=compact,
+        doubled=doubled,
         stages=stages,
         disk_bytes=parts + max(0.0, data_bytes - cache),
         limit=limit,

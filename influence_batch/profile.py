@@ -20,7 +20,7 @@ from threadpoolctl import threadpool_info, threadpool_limits  # type: ignore[imp
 
 from influence_batch.config import AuditConfig
 from influence_batch.execution import Executor, InProcessExecutor, Reduction, RowArray, ShardedSource
-from influence_batch.execution.reduction import MapFunction
+from influence_batch.execution.reduction import MapFunction, Successor
 from influence_batch.influence.objective import hessian_shape
 from influence_batch.models import linear, quadratic_forms
 from influence_batch.plan import Plan, planned_slots
@@ -323,6 +323,9 @@ class _Watched:
 
     def release(self, source: ShardedSource) -> None:
         self._executor.release(source)
+
+    def hand_on(self, before: ShardedSource, after: Successor) -> None:
+        self._executor.hand_on(before, after)
 
     def beside(self) -> Executor:
         return _Watched(InProcessExecutor(0), self._profile)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -47,7 +47,7 @@ def refit(data: Data, model: Model, explained: Explained, keep: np.ndarray, fiel
     Raises:
         RunError: the fit did not reach its optimum.
     """
-    objective = explained.as_preconditioner(replace(model.objective, example_weights=keep))
+    objective = explained.as_preconditioner(model.objective.with_example_weights(keep))
     result = fit_model(data, objective, "refit", model.fit.weights)
     figures: dict[str, Any] = {
         "left_out": int(np.count_nonzero(keep == 0)),

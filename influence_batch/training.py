@@ -56,9 +56,12 @@ def train(data: Data, progress: Progress = quiet) -> Model:
             train_set,
             train_set.having(steps=(*train_set.steps, restore_step(step.kind, arrays))),
         )
-        if before.token != train_set.token:
-            data.executor.release(before)
-    train_set = train_set.having(intercept=config.intercept)
+        data.executor.hand_on(before, train_set)
+    before, train_set = (
+        train_set,
+        train_set.having(intercept=config.intercept, compact=data.plan.compact, doubled=data.plan.doubled),
+    )
+    data.executor.hand_on(before, train_set)
     d = data.plan.sizes.d if not train_set.steps else width_of(train_set, data.executor)
 
     def objective_at(l2: float) -> Objective:

@@ -96,8 +96,6 @@ def inspect(
                 about.write(index, said)
             table.write(index, columns)
         progress(done, dataset.n_shards)
-    if raw.token != dataset.token:
-        executor.release(raw)
     if bad:
         _refuse(dataset, [bad[index] for index in sorted(bad)])
     stored = table.columns()

@@ -24,7 +24,8 @@ from influence_batch.dataset.columns import (
     value_type,
 )
 from influence_batch.dataset.files import open_parquet
-from influence_batch.dataset.shards import Dataset, ShardRef, read_rows
+from influence_batch.dataset.reading import ShardRef, read_rows
+from influence_batch.dataset.shards import Dataset
 from influence_batch.errors import InputError
 
 Show = ShowRow | ShowImage | ShowText | ShowAudio

@@ -7,7 +7,8 @@ from dataclasses import replace
 
 from influence_batch.dataset.columns import check_comparable, resolve_columns
 from influence_batch.dataset.files import find_files
-from influence_batch.dataset.shards import Dataset, feature_width, plan_shards
+from influence_batch.dataset.reading import feature_width, plan_shards
+from influence_batch.dataset.shards import Dataset
 from influence_batch.dataset.values import holds_in_float32
 from influence_batch.errors import InputError
 

@@ -7,7 +7,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from influence_batch.execution.reduction import Executor, MapFunction, Reduction, RowArray, ShardedSource, cut
+from influence_batch.execution.reduction import (
+    Executor,
+    MapFunction,
+    Reduction,
+    RowArray,
+    ShardedSource,
+    Successor,
+    cut,
+)
 from influence_batch.execution.scratch import Scratch
 
 T = TypeVar("T")
@@ -71,8 +79,23 @@ class InProcessExecutor:
             self._used -= shard.nbytes
         self._on_disk.pop(source.token, None)
 
+    def hand_on(self, before: ShardedSource, after: Successor) -> None:
+        """Make the shards that are kept of one source those of another."""
+        if before.token == after.token:
+            return
+        kept, on_disk = self._kept.pop(before.token, {}), self._on_disk.pop(before.token, None)
+        for index in range(before.n_shards):
+            shard = kept.pop(index, None)
+            if shard is not None:
+                self._used -= shard.nbytes
+            elif on_disk is not None:
+                shard = on_disk.get(index)
+            made = None if shard is None else after.remade(index, shard, before)
+            if made is not None:
+                self._keep(after, index, made)
+
     def _kept_or_loaded(self, source: ShardedSource, index: int) -> Any:
-        kept = self._kept.setdefault(source.token, {})
+        kept = self._kept.get(source.token, {})
         if index in kept:
             return kept[index]
         on_disk = self._on_disk.get(source.token)
@@ -80,12 +103,15 @@ class InProcessExecutor:
         if shard is not None:
             return shard
         shard = source.load(index)
+        self._keep(source, index, shard)
+        return shard
+
+    def _keep(self, source: ShardedSource, index: int, shard: Any) -> None:
         # Passes go over all shards in order: once full, dropping one to keep another gains nothing.
         if self._used + shard.nbytes <= self._cache_bytes:
-            kept[index] = shard
+            self._kept.setdefault(source.token, {})[index] = shard
             self._used += shard.nbytes
         elif self._scratch is not None:
-            if on_disk is None:
-                on_disk = self._on_disk[source.token] = Scratch(self._scratch)
-            on_disk.put(index, shard)
-        return shard
+            if source.token not in self._on_disk:
+                self._on_disk[source.token] = Scratch(self._scratch)
+            self._on_disk[source.token].put(index, shard)

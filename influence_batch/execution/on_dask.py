@@ -25,7 +25,15 @@ from influence_batch.execution.failures import lost, told
 from influence_batch.execution.on_scheduler import offer_to_others
 from influence_batch.execution.on_workers import Packed, combine_all, hold, map_shard, reduce_shards, same
 from influence_batch.execution.placement import first_run, settle, spread
-from influence_batch.execution.reduction import MapFunction, Reduction, RowArray, ShardedSource, cut
+from influence_batch.execution.reduction import (
+    MapFunction,
+    Reduction,
+    RowArray,
+    ShardedSource,
+    Successor,
+    cut,
+    row_bytes,
+)
 
 T = TypeVar("T")
 
@@ -143,9 +151,9 @@ class DaskExecutor:
     ) -> T:
         if source.n_shards == 0:
             return reduction.finalize(reduction.empty())
-        if rows and _row_bytes(rows) * source.bounds(source.n_shards - 1)[1] > _MOST_ROWS:
+        if rows and row_bytes(rows) * source.bounds(source.n_shards - 1)[1] > _MOST_ROWS:
             # Not all rows at once: those of some shards at a time, which the worker combines.
-            most = _MOST_ROWS // (_row_bytes(rows) * self.slots * self._window)
+            most = _MOST_ROWS // (row_bytes(rows) * self.slots * self._window)
             total = reduction.empty()
             for _, value in self._streamed(source, reduce_shards, reduction, state, rows, most=most):
                 total = reduction.combine(total, value)
@@ -276,6 +284,11 @@ class DaskExecutor:
         held = self._datasets.pop(source.token, None)
         if held is not None:
             _release(*(future for future, _ in held.holdings.values()), held.sent)
+
+    def hand_on(self, before: ShardedSource, after: Successor) -> None:
+        """Forget the shards of one source; those of the other are loaded when they are asked for."""
+        if before.token != after.token:
+            self.release(before)
 
     def _placed(self, source: ShardedSource) -> list[_Part]:
         """The slots that have shards of a dataset, with futures of what they hold."""
@@ -472,11 +485,6 @@ class DaskExecutor:
 
 async def _gather(client: Client, future: Future) -> Any:
     return (await client.gather([future], asynchronous=True))[0]
-
-
-def _row_bytes(rows: Mapping[str, RowArray]) -> int:
-    """Of one row of all the arrays."""
-    return sum(values[0:1].nbytes for values in rows.values())
 
 
 def _next(queues: Sequence[_Queue], window: int) -> Iterator[_Queue]:

@@ -42,6 +42,12 @@ class ShardedSource(Protocol):
     def open(self, kept: Any) -> Any: ...
 
 
+class Successor(ShardedSource, Protocol):
+    """A source that can make what is kept of it from what is kept of the one before; None: it cannot."""
+
+    def remade(self, index: int, kept: Any, before: Any) -> Any: ...
+
+
 def as_it_is(value: T) -> T:
     """What `finalize` does where there is nothing left to do."""
     return value
@@ -102,6 +108,10 @@ class Executor(Protocol):
         """Forget the shards of a dataset that will not be asked for again."""
         ...
 
+    def hand_on(self, before: ShardedSource, after: Successor) -> None:
+        """The same, but another one's may be made from them, in the place of from its files."""
+        ...
+
 
 def in_order(values: Iterator[tuple[int, T]]) -> list[T]:
     """The values of a map, by number of the shard."""
@@ -150,3 +160,8 @@ def divide(total: Any, by: float) -> Any:
 def cut(rows: Mapping[str, RowArray] | None, start: int, stop: int) -> dict[str, np.ndarray]:
     """The rows of one shard."""
     return {name: values[start:stop] for name, values in (rows or {}).items()}
+
+
+def row_bytes(rows: Mapping[str, RowArray]) -> int:
+    """Of one row of all the arrays."""
+    return sum(values[0:1].nbytes for values in rows.values())

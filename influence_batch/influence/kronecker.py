@@ -90,8 +90,7 @@ def _shard_values(
     example_weights = rows.get("example_weights")
 
     def some(part: slice) -> np.ndarray:
-        # Of the type of the factors.
-        features, targets = shard.features[part].astype(basis.dtype, copy=False), shard.targets[part]
+        features, targets = shard.multiplied(part, basis.dtype == np.float32), shard.targets[part]
         forms = curvature_forms(loss, linear.logits(weights, features), targets, basis)
         if example_weights is not None:
             forms = forms * example_weights[part, None].astype(forms.dtype)

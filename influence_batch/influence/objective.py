@@ -154,6 +154,7 @@ class Objective:
     def sampled(self, rows: np.ndarray) -> Objective:
         """J over some of the rows (s,), sorted numbers, in this process's memory."""
         shard = Shard(0, *gather_rows(self.executor, self.dataset, rows))
+        shard = shard.doubled() if self.single else shard
         weights = None if self.example_weights is None else self.example_weights[rows]
         return replace(
             self,
@@ -163,8 +164,12 @@ class Objective:
             near_inverse=None,
         )
 
+    def with_example_weights(self, example_weights: np.ndarray) -> Objective:
+        """This objective where examples count otherwise (n,); X'X / n, a basis then, stays what it was."""
+        return self._with(example_weights=example_weights)
+
     def _with(self, **changes: Any) -> Objective:
-        """Changed in what X'X / n does not depend on, so that it is not computed again."""
+        """Changed in what X'X / n does not depend on, or little, so that it is not computed again."""
         other = replace(self, **changes)
         if "gram" in self.__dict__:
             other.__dict__["gram"] = self.gram
@@ -385,7 +390,7 @@ def _shard_value(shard: Shard, state: tuple[Loss, np.ndarray, bool], rows: Rows)
     multiplied = linear.as_multiplied(weights, rough)
 
     def some(part: slice) -> tuple[float, np.ndarray]:
-        features, targets = linear.as_multiplied(shard.features[part], rough), shard.targets[part]
+        features, targets = shard.multiplied(part, rough), shard.targets[part]
         f = linear.logits(multiplied, features)
         value, residual = value_and_residual(loss, f, targets)
         if example_weights is not None:
@@ -417,7 +422,7 @@ def _shard_curvature(shard: Shard, state: tuple[Loss, np.ndarray, bool], rows: R
     example_weights = rows.get("example_weights", np.ones(len(shard.features)))
 
     def some(part: slice) -> np.ndarray:
-        f = linear.logits(weights, linear.as_multiplied(shard.features[part], single))
+        f = linear.logits(weights, shard.multiplied(part, single))
         total = curvature_sum(loss, f, shard.targets[part], example_weights[part].astype(f.dtype))
         return total.astype(np.float64, copy=False)
 

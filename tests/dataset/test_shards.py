@@ -15,11 +15,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from influence_batch.dataset import Corrections, Dataset, inspect, open_dataset, plan_shards
-from influence_batch.dataset import shards as shards_module
+from influence_batch.dataset import Corrections, Dataset, inspect, open_dataset, plan_shards, reading
 from influence_batch.dataset.files import ParquetFileInfo
 from influence_batch.dataset.inspection import count_labels, find_classes
-from influence_batch.dataset.shards import ShardRef, read_rows
+from influence_batch.dataset.reading import ShardRef, read_rows
 from influence_batch.errors import InputError
 
 
@@ -224,9 +223,9 @@ class TestNothingReadsTheWholeFile:
         table = {"id": np.arange(n), "label": np.arange(n) % 2, "a": np.arange(n) * 0.5}
         pq.write_table(pa.table(table), path, row_group_size=n)
         made = []
-        whole = shards_module._GroupReader._iterate
+        whole = reading._GroupReader._iterate
         monkeypatch.setattr(
-            shards_module._GroupReader, "_iterate", lambda self, key: made.append(1) or whole(self, key)
+            reading._GroupReader, "_iterate", lambda self, key: made.append(1) or whole(self, key)
         )
         dataset = open_train(path, 100)
         assert inspect(dataset).ids.to_pylist() == list(range(n))

@@ -12,7 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from influence_batch.dataset.shards import RawShard, Shard, ShardRef
+from influence_batch.dataset.reading import ShardRef
+from influence_batch.dataset.shards import RawShard, Shard
 from influence_batch.execution import InProcessExecutor
 from influence_batch.execution.reduction import sum_over_shards
 from influence_batch.execution.scratch import Scratch
