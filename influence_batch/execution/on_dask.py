@@ -375,8 +375,7 @@ class DaskExecutor:
         slots = settle(self._slots, threads)
         if slots != self._slots:
             if unknown := set(threads) - self._known:
-                if self._check is not None:
-                    self._asked(lambda: self._check and self._check(unknown))
+                self._asked(lambda: self._check and self._check(unknown))
                 self._known |= unknown
             if self._slots:
                 _logger.info("cluster: %d worker threads now, shards are spread over them", len(slots))
