@@ -38,7 +38,8 @@ _EM_STEPS, _EM_TOLERANCE = 200, 1e-8
 # While temperatures are compared, whose likelihoods are further apart.
 _SEARCH_STEPS, _SEARCH_TOLERANCE = 60, 1e-7
 _MOST_PAIRS_A_LABEL = 100
-_MOST_BORDER = 0.5
+# b is no more than this, and moves by no more than this factor in a step.
+_MOST_BORDER, _FARTHEST = 0.5, 4.0
 _LEAST = 1e-300
 
 
@@ -181,16 +182,24 @@ class Channel:
             return self._even_at(temperature, border, 1.0 - float(matrix[0, 0]), steps, tolerance)
         groups = self.groups(temperature, with_border=border > 0)
         free = border > 0
+        sure: tuple[np.ndarray, float] | None = None
         previous = likelihood = -np.inf
         for _ in range(steps):
-            counts, wrong_near, likelihood = em_statistics(groups, matrix, border)
+            found = em_statistics(groups, matrix, border)
+            likelihood = found.log_likelihood
+            if likelihood < previous and sure is not None:
+                # Too long a step: EM's own, which never is, and no longer ones any more.
+                (matrix, border), sure, free = sure, None, False
+                continue
             if likelihood - previous < tolerance:
                 break
             previous = likelihood
             if with_matrix:
-                matrix = _posterior_matrix(counts)
-            if free:
-                border = float(np.clip(wrong_near / self.n, 1e-6, _MOST_BORDER))
+                matrix = _posterior_matrix(found.counts)
+            if border > 0:
+                by_em = _in_range(found.near / self.n)
+                sure = (matrix, by_em) if free else None
+                border = _newton_step(border, found, self.n) if free else by_em
         return NoiseModel(temperature, matrix, border, likelihood)
 
     def _even_at(
@@ -213,7 +222,7 @@ class Channel:
             rate = max(moved / (stayed + moved), NOISE_FLOOR)
             if free:
                 near = border * float((at_border / total).sum())
-                border = float(np.clip(near / self.n, 1e-6, _MOST_BORDER))
+                border = _in_range(near / self.n)
         return NoiseModel(temperature, uniform_noise(self.k, rate), border, likelihood)
 
     def error_share(self, model: NoiseModel) -> float:
@@ -301,23 +310,46 @@ def _likelihood(found: tuple[NoiseModel, float]) -> float:
     return found[0].log_likelihood
 
 
-def em_statistics(
-    groups: Sequence[LabelGroup], matrix: np.ndarray, border: float
-) -> tuple[np.ndarray, float, float]:
-    """One E step.
+class Statistics(NamedTuple):
+    """Of one E step.
 
-    Returns:
-        Expected counts (k, k) of true class by given label, apart from noise near borders; the expected
-        number of labels that are wrong by that; the mean log-likelihood.
+    Attributes:
+        counts: (k, k) expected, of true class by given label, apart from noise near borders.
+        near: expected number of labels that are wrong by that.
+        log_likelihood: mean over the examples.
+        bend: minus the second derivative of its sum by b.
     """
-    counts, near, likelihood = np.zeros(matrix.shape), 0.0, 0.0
+
+    counts: np.ndarray
+    near: float
+    log_likelihood: float
+    bend: float
+
+
+def em_statistics(groups: Sequence[LabelGroup], matrix: np.ndarray, border: float) -> Statistics:
+    """One E step."""
+    counts, near, likelihood, bend = np.zeros(matrix.shape), 0.0, 0.0, 0.0
     for g, (p, at_border) in enumerate(groups):
         total = np.maximum((1.0 - border) * (p @ matrix[:, g]) + border * at_border, _LEAST)
         share = 1.0 / total
         counts[:, g] = (1.0 - border) * matrix[:, g] * (share @ p)
-        near += border * float(share @ at_border)
         likelihood += float(np.log(total).sum())
-    return counts, near, likelihood / sum(len(group.p) for group in groups)
+        if border > 0:
+            times = share * at_border
+            near += border * float(times.sum())
+            bend += float(np.square(times - 1.0).sum()) / (1.0 - border) ** 2
+    return Statistics(counts, near, likelihood / sum(len(group.p) for group in groups), bend)
+
+
+def _newton_step(border: float, found: Statistics, n: int) -> float:
+    """b by one step of Newton's method, where EM takes tens: the likelihood is concave in b."""
+    slope = found.near / border - (n - found.near) / (1.0 - border)
+    there = border + slope / found.bend if found.bend > 0 else border
+    return _in_range(min(max(there, border / _FARTHEST), border * _FARTHEST))
+
+
+def _in_range(border: float) -> float:
+    return float(np.clip(border, 1e-6, _MOST_BORDER))
 
 
 def _posterior_matrix(counts: np.ndarray) -> np.ndarray:

@@ -124,11 +124,17 @@ def test_em_step_counts_are_those_of_a_loop() -> None:
     for g, group in enumerate(groups):
         np.testing.assert_allclose(group.p, p[given == g], rtol=1e-12)
         np.testing.assert_allclose(group.border, border[given == g], rtol=1e-12)
-    counts, found_near, found = em_statistics(groups, matrix, b)
-    np.testing.assert_allclose(counts, expected, rtol=1e-12)
-    assert found == pytest.approx(likelihood)
-    assert found_near == pytest.approx(near)
-    assert counts.sum() + found_near == pytest.approx(40)
+    found = em_statistics(groups, matrix, b)
+    np.testing.assert_allclose(found.counts, expected, rtol=1e-12)
+    assert found.log_likelihood == pytest.approx(likelihood)
+    assert found.near == pytest.approx(near)
+    assert found.counts.sum() + found.near == pytest.approx(40)
+    # Derivatives of the sum by b, by differences.
+    step = 1e-4
+    below, above = (40 * em_statistics(groups, matrix, b + sign * step).log_likelihood for sign in (-1, 1))
+    assert found.bend == pytest.approx(-(below + above - 2 * 40 * likelihood) / step**2, rel=1e-4)
+    slope = near / b - (40 - near) / (1 - b)
+    assert slope == pytest.approx((above - below) / (2 * step), rel=1e-4)
 
 
 def test_a_channel_is_a_distribution_of_given_labels() -> None:
@@ -186,13 +192,46 @@ def test_even_noise_is_what_em_over_matrices_finds(monkeypatch: pytest.MonkeyPat
     groups = channel.groups(0.9, with_border=True)
     matrix, border = uniform_noise(5, 0.05), 0.02
     for _ in range(30):
-        counts, near, likelihood = em_statistics(groups, matrix, border)
-        matrix = uniform_noise(5, 1.0 - np.trace(counts) / counts.sum())
-        border = near / len(given)
+        step = em_statistics(groups, matrix, border)
+        matrix = uniform_noise(5, 1.0 - np.trace(step.counts) / step.counts.sum())
+        border, likelihood = step.near / len(given), step.log_likelihood
     found = channel.at(0.9, even=True)
     np.testing.assert_allclose(found.matrix, matrix, rtol=1e-9)
     assert found.border == pytest.approx(border, rel=1e-9)
     assert found.log_likelihood == pytest.approx(likelihood, rel=1e-12)
+
+
+@pytest.mark.parametrize("at_borders", [0.0, 0.002, 0.2])
+@pytest.mark.parametrize("start", [1e-5, 0.02, 0.4])
+def test_steps_for_noise_near_borders_end_where_em_does_at_last(
+    at_borders: float, start: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores, truth, given = _world(4_000, uniform_noise(4, 0.05), temperature=0.8)
+    random = np.random.default_rng(1)
+    others = scores.copy()
+    others[np.arange(len(truth)), truth] = -np.inf
+    flipped = random.random(len(given)) < at_borders
+    given = np.where(flipped, others.argmax(axis=1), given)
+    channel = Channel(scores, given)
+    steps: list[float] = []
+
+    def counted(groups: Any, matrix: np.ndarray, border: float) -> Any:
+        steps.append(border)
+        return em_statistics(groups, matrix, border)
+
+    monkeypatch.setattr("influence_batch.detection.noise_matrix.em_statistics", counted)
+    found = channel.at(0.8, border=start)
+    assert len(steps) < 60
+    # The same without longer steps: hundreds of them.
+    monkeypatch.setattr(
+        "influence_batch.detection.noise_matrix._newton_step", lambda border, found, n: found.near / n
+    )
+    monkeypatch.setattr("influence_batch.detection.noise_matrix._EM_STEPS", 20_000)
+    monkeypatch.setattr("influence_batch.detection.noise_matrix._EM_TOLERANCE", 1e-12)
+    slow = channel.at(0.8, border=0.02)
+    assert found.log_likelihood == pytest.approx(slow.log_likelihood, abs=1e-6)
+    assert found.border == pytest.approx(slow.border, abs=2e-3)
+    np.testing.assert_allclose(found.matrix, slow.matrix, atol=2e-3)
 
 
 def test_a_search_ends_near_the_whole_of_em() -> None:
