@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
@@ -38,6 +38,9 @@ _QUASI_SHARE = 0.75
 # The gradient of all rows is larger there, by chance, but a looser tolerance takes more passes after.
 _SAMPLED, _LEAST_SAMPLE, _MOST_SAMPLED = 8, 4096, 64 * 1024**2
 _SAMPLE_TOLERANCE = 1e-4
+# With the same penalty so few rows fit their own noise, and curve too little there. Of 1, 2, 4, 8 and 16 times
+# it this takes the fewest passes, a fifth less than 1 on embeddings and a tenth on MNIST.
+_FIRMER = 4.0
 _ASSEMBLY_SIZE = 4000
 # Relative gradient norm at which weights are good to some eleven digits: polishing has nothing to add. And
 # the one where leverages of float32 products have nothing more to gain.
@@ -121,7 +124,7 @@ def fit(
     objective = objective.with_rough(objective.single and tolerance >= _ROUGH)
     most = _most_iterations(objective) if may_assemble else _CG_ITERATIONS
     whole, method = objective, _first_method(objective)
-    small_of = cache(lambda: sample(whole))
+    small_of = cache(lambda: _firmer(sample(whole)))
     objective, weights, point = _begun(
         objective, small_of, start, tolerance * scale, max_iterations, may_assemble
     )
@@ -246,6 +249,10 @@ def sample(objective: Objective) -> Objective | None:
         return None
     small = objective.sampled(np.sort(np.random.default_rng(0).choice(n, count, replace=False)))
     return small if small.n > 0 else None
+
+
+def _firmer(small: Objective | None) -> Objective | None:
+    return None if small is None else replace(small, penalty=_FIRMER * small.penalty)
 
 
 def _begun(

@@ -360,7 +360,7 @@ def _from_leverages(
             f"{rows.size} training examples have leverage 1 (rows {listed} of train, counted from 0): "
             "the model without them is not determined. Remedy: raise model.l2."
         )
-    corrected, loo_logits = linear.leave_one_out_residual(loss, weights, features, targets, leverages)
+    corrected, loo_logits = linear.leave_one_out_residual(loss, logits, residual, curvature, leverages)
     corrected = np.where(took_part[:, None], corrected, residual)
     loo_logits = np.where(took_part[:, None], loo_logits, logits)
     return {

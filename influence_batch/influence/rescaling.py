@@ -126,9 +126,10 @@ def _shard_rescaled(shard: Shard, state: tuple[Loss, np.ndarray, Rescaling], row
         logits = linear.logits(weights, features)
 
         def left_out(which: np.ndarray, leverages: np.ndarray) -> np.ndarray:
-            x, y = features[which], targets[which]
-            near = limited(loss.curvature(logits[which], y), leverages[which])
-            return linear.leave_one_out_residual(loss, weights, x, y, near)[1]
+            f, y = logits[which], targets[which]
+            curvature = loss.curvature(f, y)
+            near = limited(curvature, leverages[which])
+            return linear.leave_one_out_residual(loss, f, loss.residual(f, y), curvature, near)[1]
 
         kept = np.flatnonzero(took_part)
         loo_logits = logits.copy()

@@ -323,11 +323,13 @@ def limited(curvature: np.ndarray, leverages: np.ndarray, most: float) -> np.nda
 
 
 def leave_one_out_residual(
-    loss: Loss, weights: np.ndarray, features: np.ndarray, targets: np.ndarray, leverages: np.ndarray
+    loss: Loss, fitted: np.ndarray, residual: np.ndarray, curvature: np.ndarray, leverages: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """What leaving each example out makes of its residual and its logits, to first order.
 
     Args:
+        fitted, residual: logits f and residuals r (n, k).
+        curvature: C (n, k, k), or its diagonal (n, k) if separable.
         leverages: as `leverage` gives them.
 
     Returns:
@@ -336,16 +338,13 @@ def leave_one_out_residual(
         shift where only differences matter. Both follow from `A s` being the move of the logits in one
         Newton step of the objective without it.
     """
-    f = logits(weights, features)
-    residual = loss.residual(f, targets)
-    curvature = loss.curvature(f, targets)
     if loss.separable:
         corrected = residual / (1.0 - curvature * leverages)
-        return corrected, f + leverages * corrected
+        return corrected, fitted + leverages * corrected
     system = np.eye(loss.outputs - 1) - curvature[:, :-1, :-1] @ leverages
     solved = np.linalg.solve(system, residual[:, :-1, None])
     moved = np.matmul(leverages, solved)[:, :, 0]
     corrected = np.concatenate([solved[:, :, 0], -solved.sum(axis=1)], axis=1)
     # Contrasts as logits whose sum stays what it was.
     shift = moved.sum(axis=1, keepdims=True) / loss.outputs
-    return corrected, f + np.concatenate([moved - shift, -shift], axis=1)
+    return corrected, fitted + np.concatenate([moved - shift, -shift], axis=1)

@@ -261,9 +261,9 @@ def test_leave_one_out_residual_against_dense_algebra(loss: Loss) -> None:
     weights, features, targets = draw(loss)
     l2 = 0.05
     ours, dense = leverages_of(loss, weights, features, targets, l2)
-    corrected, moved = linear.leave_one_out_residual(loss, weights, features, targets, ours)
     f = features @ weights.T
-    residual = loss.residual(f, targets)
+    residual, curvature = loss.residual(f, targets), loss.curvature(f, targets)
+    corrected, moved = linear.leave_one_out_residual(loss, f, residual, curvature, ours)
     hessian = regularised(loss, weights, features, targets, l2)
     parts = example_hessians(loss, weights, features, targets)
     gradients = linear.per_example_gradients(residual, features)
@@ -289,7 +289,9 @@ def test_leave_one_out_is_exact_for_squared_loss(name: str) -> None:
 
     weights = refit(np.arange(N))
     ours, _ = leverages_of(loss, weights, features, targets, l2)
-    corrected, moved = linear.leave_one_out_residual(loss, weights, features, targets, ours)
+    f = features @ weights.T
+    residual, curvature = loss.residual(f, targets), loss.curvature(f, targets)
+    corrected, moved = linear.leave_one_out_residual(loss, f, residual, curvature, ours)
     for i in range(N):
         left_out = refit(np.delete(np.arange(N), i)) @ features[i]
         np.testing.assert_allclose(moved[i], left_out, rtol=1e-10, atol=1e-12)

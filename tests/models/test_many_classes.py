@@ -24,9 +24,9 @@ def by_matrices(
     k = logits.shape[1]
     loss, contrasts = Softmax(k), np.concatenate([np.eye(k - 1), -np.ones((1, k - 1))]).T
     full = np.einsum("aj,ij,bj->iab", basis, diagonal, basis)
-    leverages = linear.limited(loss.curvature(logits, targets), contrasts @ full @ contrasts.T, most)
-    corrected, loo_logits = linear.leave_one_out_residual(loss, np.eye(k), logits, targets, leverages)
-    residual = loss.residual(logits, targets)
+    residual, curvature = loss.residual(logits, targets), loss.curvature(logits, targets)
+    leverages = linear.limited(curvature, contrasts @ full @ contrasts.T, most)
+    corrected, loo_logits = linear.leave_one_out_residual(loss, logits, residual, curvature, leverages)
     return (
         corrected,
         loo_logits,
