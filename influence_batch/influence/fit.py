@@ -38,8 +38,8 @@ _QUASI_SHARE = 0.75
 # The gradient of all rows is larger there, by chance, but a looser tolerance takes more passes after.
 _SAMPLED, _LEAST_SAMPLE, _MOST_SAMPLED = 8, 4096, 64 * 1024**2
 _SAMPLE_TOLERANCE = 1e-4
-# With the same penalty so few rows fit their own noise, and curve too little there. Of 1, 2, 4, 8 and 16 times
-# it this takes the fewest passes, a fifth less than 1 on embeddings and a tenth on MNIST.
+# With the same penalty so few rows fit their own noise, and curve too little there. Of 1, 2, 4, 8 and 16 this
+# takes the fewest passes, a fifth less than 1 on embeddings and a tenth on MNIST.
 _FIRMER = 4.0
 _ASSEMBLY_SIZE = 4000
 # Relative gradient norm at which weights are good to some eleven digits: polishing has nothing to add. And
