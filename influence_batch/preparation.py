@@ -36,6 +36,10 @@ from influence_batch.stages import Prepared
 from influence_batch.storage import as_place
 from influence_batch.verdicts import Located, check_verdicts, locate, that_matter
 
+# Raised where parts come to mean something else, or there are others: what code of the same version, but of
+# before, has left unfinished is not taken up.
+_PARTS = 2
+
 
 def prepare(config: AuditConfig, verdicts: pd.DataFrame | None = None) -> Prepared:
     """Find the files and check their schemas against the config; reads footers only.
@@ -187,7 +191,8 @@ def _key(prepared: Prepared, plan: Plan) -> str:
     ]
     decided = [plan.block, plan.choice.kind, plan.inverse_bytes > 0, plan.compact]
     verdicts = [] if prepared.verdicts is None else that_matter(prepared.verdicts)
-    content: list[Any] = [config, version("influence_batch"), dict(prepared.files), cuts, decided, verdicts]
+    code = [version("influence_batch"), _PARTS]
+    content: list[Any] = [config, code, dict(prepared.files), cuts, decided, verdicts]
     if any(state.startswith("unknown") for state in prepared.files.values()):
         content.append(uuid.uuid4().hex)  # a change could not be seen: such a run is never taken up
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
