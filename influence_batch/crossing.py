@@ -8,7 +8,7 @@ import numpy as np
 
 from influence_batch.execution import gather_rows
 from influence_batch.execution.parts import blocks, take
-from influence_batch.influence import cross_influence, mean_influence
+from influence_batch.influence import cross_influence, mean_influence, reach_of
 from influence_batch.influence.cross import TestBlock, top_k_columns
 from influence_batch.models import linear, predict
 from influence_batch.report import RunWriter
@@ -31,10 +31,13 @@ def cross(
     parts = blocks(len(rows), data.plan.block)
     table = store.table("test-points", [(part.start, part.stop) for part in parts])
     missing = set(table.missing)
+    reach = None
     for number in range(len(parts)):
         if number not in missing and writer.has_part("cross_influence", number):
             continue
         progress("cross-influence", parts[number].start, len(rows))
+        if reach is None:
+            reach = reach_of(objective, len(rows))
         here = rows[parts[number]]
         block = _test_block(data, model, here)
         top, result = cross_influence(
@@ -46,6 +49,8 @@ def cross(
             config.influence.top_k,
             config.influence.estimator,
             config.influence.same_label,
+            reach,
+            data.plan.solved,
         )
         if config.solver.on_unconverged == "raise":
             result.require_converged()
@@ -57,7 +62,7 @@ def cross(
         # Each gradient is of rank one.
         norms = np.linalg.norm(residual, axis=1) @ np.linalg.norm(block.features, axis=1)
         store.save(f"test-gradient-{number}", {"gradient": gradient, "norms": norms})
-        store.save(f"test-solution-{number}", {"solution": result.solution})
+        store.save(f"test-solution-{number}", {"solutions": result.solution.T})
         # Last, for it is this part by which a run that is taken up knows the block as done.
         table.write(
             number,

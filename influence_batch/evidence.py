@@ -128,9 +128,10 @@ def _harm(
     for number, part in enumerate(blocks(n_test, data.plan.block)):
         saved = data.store.saved(f"test-solution-{number}")
         assert saved is not None  # written before the part that says that the block is done
-        solution, here = saved["solution"], np.arange(part.start, part.stop)
-        for some in row_chunks(e, 16.0 * solution.shape[1] * residual.shape[1]):
-            influence = influence_of_some(features[some], residual[some], solution, n_total)
+        here = np.arange(part.start, part.stop)
+        solutions = saved["solutions"].reshape(len(here), residual.shape[1], -1)
+        for some in row_chunks(e, 24.0 * len(here)):
+            influence = influence_of_some(features[some], residual[some], solutions, n_total)
             if crossed.own_rows is not None:
                 influence[rows[some, None] == crossed.own_rows[None, part]] = 0.0
             negative = np.minimum(influence, 0.0)

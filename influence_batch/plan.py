@@ -8,45 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from math import ceil
 from typing import Any
 
 from influence_batch.config import AuditConfig
 from influence_batch.dataset import Dataset
-from influence_batch.detection.suspects import fit_rows
 from influence_batch.errors import InputError
-from influence_batch.execution import local_workers
-from influence_batch.influence.fit import sample_rows
 from influence_batch.influence.objective import hessian_shape
 from influence_batch.influence.precision import worth_single
-from influence_batch.models import Loss, linear, make_loss, quadratic_forms
-from influence_batch.models.many_classes import MANY
+from influence_batch.models import linear, make_loss, quadratic_forms
+from influence_batch.needs import ROW_BYTES, Sizes, model_width, needs_of, planned_slots, too_small
 from influence_batch.solvers.choice import Choice, choose
 
-# A part of memory_limit stays free for what allocators keep and Parquet's decoder holds.
-_USABLE = 0.85
-# One shard, opened, is at most this share of memory_limit for each map function that runs, and this size.
-_SHARD_SHARE = 1 / 40
-_SHARD_BYTES = 64 * 1024**2
-# On workers so many shards each, that none has a shard more to do than the others while they wait.
-_SHARDS_A_SLOT, _LEAST_ROWS = 8, 1_000
-# What is computed for an example, for each output: see `influence.leave_one_out`.
-_OUTPUT_VALUES = 12
-# With many classes fewer, a chunk of rows at a time, but products want rows to be many.
-_VALUES_OF_MANY, _MANY_BYTES = 4, 128 * 1024**2
-# What an opened shard takes with the form it is kept in and the copies that products make of it.
-_SHARD_COPIES = 5.0
-# Temporaries of a map function; see `row_chunks`.
-_WORKING = 32 * 1024**2
-# Vectors of n that are held at a time: hashes, probabilities, doubts, ranks.
-_ROW_BYTES, _REGRESSION_ROW_BYTES = 64.0, 200.0
-# A reader, a fit of the noise matrix: what does not depend on the data.
-_BASE = 24 * 1024**2
-# Arrays (p, test points of a block) in the flow's process, and in each map function.
-_BLOCK_COPIES, _BLOCK_COPIES_A_SLOT = 12.0, 3.0
-_BLOCK_SHARE = 0.1
-# Smaller blocks lose less when a run is killed; larger ones make fewer passes.
-_MOST_TEST_POINTS_A_BLOCK = 256
 # Passes that the fit of a model takes, about.
 # Measured: 31 to 139, on embeddings of MNIST 86.
 _FIT_PASSES = 90
@@ -56,28 +28,9 @@ _PASSES_A_SOLVE = 6.0
 _EKFAC_ITERATIONS = 30
 # Matrices (d, d) of a Hessian taken apart: in the flow's process, and in each map function on workers.
 _EKFAC_COPIES, _EKFAC_COPIES_A_SLOT = 4.0, 2.0
-# Blocks of test points are made so many times smaller at most for dense matrices to fit beside them.
-_FEWER_AT_MOST = 4
 # Rows of the list that get evidence, as far as a plan can tell.
 _LISTED = 5000
 _INTERPRETER = 512 * 1024**2
-# Slots that are planned for where a cluster's size is not in the config.
-_UNKNOWN_SLOTS = 4
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """n, d (with the intercept's column), k, m, and whether logits interact."""
-
-    n: int
-    d: int
-    k: int
-    m: int
-    loss: Loss
-
-    @property
-    def p(self) -> int:
-        return self.k * self.d
 
 
 @dataclass(frozen=True)
@@ -114,7 +67,8 @@ class Plan:
         inverse_bytes: of the inverse Hessian, 0 where it is not formed.
         single: whether leverages are made of float32 products, unless rounding would show: the fitted
             features say that.
-        block: test points that are solved together.
+        block: test points whose pairs are looked through together.
+        solved: those of them that are solved for together.
         cache_bytes: of shards that stay in memory, all processes together.
         data_bytes: of all shards in the form in which they are kept.
         compact: whether they are kept as the files have them.
@@ -135,6 +89,7 @@ class Plan:
     few_solves: bool
     rescales: bool
     block: int
+    solved: int
     cache_bytes: int
     data_bytes: float
     compact: bool
@@ -196,19 +151,6 @@ class Plan:
         }
 
 
-def planned_slots(cluster: Any) -> int:
-    """Map functions that run at a time, as far as the config tells."""
-    if cluster.kind == "none":
-        return 1
-    if cluster.kind == "local":
-        return local_workers(cluster) * int(cluster.threads_per_worker)
-    if cluster.kind == "class" and cluster.scale is not None:
-        return int(cluster.scale)
-    if cluster.kind == "class" and cluster.adapt is not None:
-        return int(cluster.adapt.maximum)
-    return _UNKNOWN_SLOTS
-
-
 def _has_costly_steps(config: AuditConfig) -> bool:
     return any(hasattr(step, "components") for step in config.model.features)
 
@@ -225,104 +167,6 @@ def may_leave_out_features(config: AuditConfig) -> bool:
 def reuses_features(config: AuditConfig) -> bool:
     """Whether features are kept for the next run: those that cost, where all that compute see one disk."""
     return config.reuse_features and _has_costly_steps(config) and config.cluster.kind in ("none", "local")
-
-
-def preconditioner_bytes(config: AuditConfig) -> float:
-    """What the preconditioner's factors may take; above that it is the diagonal."""
-    return min(512 * 1024**2, 0.15 * config.memory_limit)
-
-
-def model_width(config: AuditConfig, width: int) -> tuple[int, int]:
-    """Features of the model, with the intercept's column, and the most that any step makes."""
-    widths = [width]
-    for step in config.model.features:
-        widths.append(getattr(step, "components", widths[-1]))
-    return widths[-1] + config.model.intercept, max(widths) + config.model.intercept
-
-
-def shard_rows(config: AuditConfig, width: int, outputs: int, n: int | None = None) -> int:
-    """Rows of one shard: what is made of them, features or a few values for each output, stays small.
-
-    Args:
-        n: rows of the dataset, where its shards are to be spread evenly over the workers.
-    """
-    slots = planned_slots(config.cluster)
-    many = outputs >= MANY and config.model.kind == "softmax"
-    size = min(_MANY_BYTES if many else _SHARD_BYTES, _SHARD_SHARE * config.memory_limit / slots)
-    widest = max(model_width(config, width)[1], (_VALUES_OF_MANY if many else _OUTPUT_VALUES) * outputs)
-    rows = max(1, int(size / (8.0 * widest)))
-    if n is not None and slots > 1:
-        rows = min(rows, max(_rounded_down(ceil(n / (_SHARDS_A_SLOT * slots))), _LEAST_ROWS))
-    return rows
-
-
-def _rounded_down(rows: int) -> int:
-    """To four binary digits: a few rows more do not cut all shards anew."""
-    step = 2 ** max(0, rows.bit_length() - 4)
-    return rows // step * step
-
-
-@dataclass(frozen=True)
-class _Needs:
-    """Bytes that an audit takes whatever solver it has, and whatever of its data stays in memory.
-
-    Attributes:
-        rows: for vectors of n.
-        shards: for shards that are worked on.
-        shard_rows: of each of those.
-        block: number of test points that are solved together.
-        column: for each of them.
-        start: for the preconditioner.
-        fixed: the sum.
-    """
-
-    rows: float
-    shards: float
-    shard_rows: int
-    block: int
-    column: float
-    start: float
-    fixed: float
-
-
-def _needs(config: AuditConfig, sizes: Sizes, width: int, regression: bool) -> _Needs:
-    slots = planned_slots(config.cluster)
-    most = config.shard_rows or shard_rows(config, width, sizes.k)
-    most = min(most, sizes.n)
-    values = _SHARD_COPIES * model_width(config, width)[1] + 3.0 * _OUTPUT_VALUES * sizes.k
-    shards = slots * (8.0 * most * values + _WORKING)
-    start = min(8.0 * sizes.k * sizes.d**2, preconditioner_bytes(config))
-    # Rows that a fit begins with, twice while they are put together, in float32 too.
-    start += 2.5 * 8.0 * sizes.d * sample_rows(sizes.n, sizes.d, preconditioner_bytes(config))
-    rows = (_REGRESSION_ROW_BYTES if regression else _ROW_BYTES) * sizes.n
-    rows += 9.0 * 8.0 * sizes.k * fit_rows(sizes.n, sizes.k)  # a noise matrix is fitted
-    column = 8.0 * sizes.p * (_BLOCK_COPIES + slots * _BLOCK_COPIES_A_SLOT)
-    share = _BLOCK_SHARE * config.memory_limit / column
-    block = int(min(max(share, 1), _MOST_TEST_POINTS_A_BLOCK, sizes.m))
-    return _Needs(rows, shards, most, block, column, start, _BASE + rows + shards + start + block * column)
-
-
-def _too_small(config: AuditConfig, sizes: Sizes, width: int, regression: bool, needs: _Needs) -> str:
-    """What is too large for memory_limit, how much would do, and what else there is to change."""
-    least = needs.fixed / _USABLE
-    # With more memory shards and blocks are larger.
-    while (more := _needs(_limited(config, least), sizes, width, regression)).fixed > _USABLE * least:
-        least = 1.02 * more.fixed / _USABLE
-    slots = planned_slots(config.cluster)
-    places = "place" if slots == 1 else "places"
-    return (
-        f"memory_limit: found {_size(config.memory_limit)}; this audit takes at least {_size(least)}: "
-        f"{_size(needs.rows)} for {sizes.n} rows, {_size(needs.shards)} for shards of {needs.shard_rows} "
-        f"rows at {slots} {places} at a time, {_size(needs.block * needs.column)} for {sizes.p} parameters "
-        f"and {_size(needs.start)} for what CG starts from. Raise memory_limit"
-        + (", lower shard_rows" if config.shard_rows else "")
-        + (", take fewer workers" if slots > 1 else "")
-        + (", or a step with fewer components" if sizes.d > width + 1 else "")
-    )
-
-
-def _limited(config: AuditConfig, limit: float) -> AuditConfig:
-    return config.model_copy(update={"memory_limit": int(limit)})
 
 
 def make_plan(config: AuditConfig, train: Dataset, n_test: int, classes: tuple[Any, ...] | None) -> Plan:
@@ -343,12 +187,11 @@ def make_plan(config: AuditConfig, train: Dataset, n_test: int, classes: tuple[A
     sizes = Sizes(n, d, loss.outputs, n_test or min(config.influence.test_sample, n), loss)
     slots = planned_slots(config.cluster)
     limit = int(config.memory_limit)
-    usable = _USABLE * limit
-    needs = _needs(config, sizes, train.width, classes is None)
-    if needs.fixed > usable:
-        raise InputError(_too_small(config, sizes, train.width, classes is None, needs))
+    needs = needs_of(config, sizes, train.width, classes is None)
+    usable = needs.usable
+    if needs.least > usable:
+        raise InputError(too_small(config, sizes, train.width, classes is None, needs))
     rows = max(ref.rows for ref in train.refs)
-    block, column, fixed = needs.block, needs.column, needs.fixed
     # The sum and what is added to it; later the factor and the inverse. On workers the same again,
     # and what is on its way.
     copies = 2.0 if config.cluster.kind == "none" else 3.0 + 2.0 * slots
@@ -357,10 +200,6 @@ def make_plan(config: AuditConfig, train: Dataset, n_test: int, classes: tuple[A
     kept_forms, making = quadratic_forms.form_bytes(loss, d)
     # The flow's process makes them; workers have copies.
     forms = kept_forms * (1 if config.cluster.kind == "none" else 1 + slots) + making
-    # Smaller blocks of test points cost little; without the matrices each point takes a solve of its own.
-    fewer = int(block - (fixed + copies * one + forms - usable) / column)
-    if block > fewer >= max(1, block // _FEWER_AT_MOST):
-        block, fixed = fewer, fixed - (block - fewer) * column
     choice = choose(
         config.solver.kind,
         shape,
@@ -368,16 +207,21 @@ def make_plan(config: AuditConfig, train: Dataset, n_test: int, classes: tuple[A
         d=d,
         k=sizes.k,
         test_points=sizes.m,
-        memory=usable - fixed - forms,
+        memory=usable - needs.fixed - forms,
         copies=copies,
     )
-    inverse = one if copies * one <= usable - fixed - forms else 0.0
+    inverse = one if copies * one <= usable - needs.fixed - forms else 0.0
     matrices = copies * one if choice.kind == "direct" or inverse else 0.0
     dense = matrices + forms if matrices else 0.0
+    kept = one if matrices else 0.0
     if choice.kind == "ekfac":
         apart = _EKFAC_COPIES + (0.0 if config.cluster.kind == "none" else slots * _EKFAC_COPIES_A_SLOT)
         dense = max(dense, matrices + 8.0 * d**2 * apart)
-    cache = max(0, int(usable - fixed - dense))
+        kept = kept or dense
+    # Test points come when of these matrices the factor alone is left, and take their place.
+    block, solved = needs.within(min(max(needs.points, dense - kept), usable - needs.fixed - kept), sizes.m)
+    crossing = kept + block * needs.column + solved * needs.solving
+    cache = max(0, int(usable - needs.fixed - max(dense, crossing)))
     opened = 8.0 * n * d
     compact = opened > cache
     # A compact shard is kept as it is behind the last step that is work to redo.
@@ -391,7 +235,7 @@ def make_plan(config: AuditConfig, train: Dataset, n_test: int, classes: tuple[A
         data_bytes *= 1.5
     rescales = single and inverse > 0 and choice.kind == "direct" and not loss.constant_curvature
     few_solves = _PASSES_A_SOLVE * 4.0 * sizes.k * sizes.m <= d * linear.hessian_pairs(loss)
-    stages = tuple(_stages(sizes, choice, block, column, inverse, fixed, dense, few_solves, rescales))
+    stages = tuple(_stages(sizes, choice, block, inverse, needs.fixed, dense, crossing, few_solves, rescales))
     parts = (
         n * (8.0 * (4 * sizes.k + 12)) * 2
         + 2 * matrices
@@ -414,6 +258,7 @@ def make_plan(config: AuditConfig, train: Dataset, n_test: int, classes: tuple[A
         few_solves=few_solves,
         rescales=rescales,
         block=block,
+        solved=solved,
         cache_bytes=cache,
         data_bytes=data_bytes,
         compact=compact,
@@ -428,10 +273,10 @@ def _stages(
     sizes: Sizes,
     choice: Choice,
     block: int,
-    column: float,
     inverse: float,
     fixed: float,
     dense: float,
+    crossing: float,
     few_solves: bool,
     rescales: bool,
 ) -> Iterator[Stage]:
@@ -449,16 +294,15 @@ def _stages(
         solves, influence_passes = 5.0 * n * d**2 + 30.0 * n * k**3 + 10.0 * d**3, 4.0
         test_solves = choice.direct_flops if inverse else m * _EKFAC_ITERATIONS * one_pass
         test_passes = 1 if inverse else -(-m // block) * _EKFAC_ITERATIONS
-    row_memory = fixed - block * column
-    yield Stage("read", 0.0, 1, row_memory)
-    yield Stage("fit", fit_flops, _FIT_PASSES, row_memory)
+    yield Stage("read", 0.0, 1, fixed)
+    yield Stage("fit", fit_flops, _FIT_PASSES, fixed)
     # A Hessian that many test points are solved for with is of float64; a refit's serves leverages alone.
     single, hessian = (products, n * d**2 * pairs) if choice.kind != "ekfac" and inverse else (0.0, 0.0)
     of_first = single + (hessian if few_solves else 0.0)
-    yield Stage("influence", solves, influence_passes, row_memory + dense, single=of_first)
+    yield Stage("influence", solves, influence_passes, fixed + dense, single=of_first)
     # Beside the product, what is done with each of its n k m numbers.
     cross = 2.0 * n * sizes.p * m + 60.0 * n * k * m + test_solves
-    yield Stage("cross_influence", cross, -(-m // block) + test_passes, fixed + dense, test_solves)
+    yield Stage("cross_influence", cross, -(-m // block) + test_passes, fixed + crossing, test_solves)
     if rescales:
         # As a rule: where that is too far off the refit takes what the first fit does.
         solves = single = 6.0 * n * d**2
@@ -470,10 +314,5 @@ def _stages(
         fixed + dense,
         single=single + hessian,
     )
-    yield Stage("evidence", 2.0 * n * d * _LISTED, 3, row_memory)
-    yield Stage("report", 0.0, 0, _ROW_BYTES * n)
-
-
-def _size(size: float) -> str:
-    """Rounded up, so that what is named is enough."""
-    return f"{ceil(size / 2**30 * 100) / 100:.2f} GiB" if size >= 2**30 else f"{ceil(size / 2**20)} MiB"
+    yield Stage("evidence", 2.0 * n * d * _LISTED, 3, fixed)
+    yield Stage("report", 0.0, 0, ROW_BYTES * n)

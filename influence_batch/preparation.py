@@ -29,7 +29,8 @@ from influence_batch.dataset.inspection import count_train_labels, find_classes
 from influence_batch.dataset.showing import resolve_show
 from influence_batch.errors import InputError
 from influence_batch.influence.weights import check_exists
-from influence_batch.plan import Plan, make_plan, shard_rows
+from influence_batch.needs import shard_rows
+from influence_batch.plan import Plan, make_plan
 from influence_batch.report import RunWriter
 from influence_batch.review import load_verdicts
 from influence_batch.stages import Prepared
@@ -38,7 +39,7 @@ from influence_batch.verdicts import Located, check_verdicts, locate, that_matte
 
 # Raised where parts come to mean something else, or there are others: what code of the same version, but of
 # before, has left unfinished is not taken up.
-_PARTS = 2
+_PARTS = 3
 
 
 def prepare(config: AuditConfig, verdicts: pd.DataFrame | None = None) -> Prepared:

@@ -23,7 +23,8 @@ from influence_batch.execution import Executor, InProcessExecutor, Reduction, Ro
 from influence_batch.execution.reduction import MapFunction, Successor
 from influence_batch.influence.objective import hessian_shape
 from influence_batch.models import linear, quadratic_forms
-from influence_batch.plan import Plan, planned_slots
+from influence_batch.needs import planned_slots
+from influence_batch.plan import Plan
 from influence_batch.solvers import Kronecker
 from influence_batch.stages import Clock
 
@@ -48,10 +49,11 @@ class Flops(NamedTuple):
 
 
 class Pass(NamedTuple):
-    """Rows that a map function goes over, the state that it gets, and what the plan says of the audit."""
+    """Rows that a map function goes over, the state that it gets, what comes of it, and the audit's plan."""
 
     rows: float
     state: Any
+    result: Any
     plan: Plan
 
 
@@ -114,8 +116,13 @@ def _values(over: Pass) -> Flops:
 
 
 def _top_k(over: Pass) -> Flops:
-    d, k, m = over.state.columns.shape
-    return Flops(single=2.0 * over.rows * k * m * (d + 1))
+    """Of the pairs that are looked at, which are not all."""
+    k, d, _ = over.state.columns.shape
+    return Flops(single=2.0 * over.result.pairs * k * d)
+
+
+def _reach(over: Pass) -> Flops:
+    return Flops(single=2 * _gram(over).double)
 
 
 # By name of the map function: operations of a pass over some rows. A function that is not here is reported by
@@ -131,6 +138,7 @@ _FORMULAS: Mapping[str, Callable[[Pass], Flops] | None] = {
     "_shard_rescaled": _rescaled,
     "_shard_values": _values,
     "_shard_top_k": _top_k,
+    "_shard_reach": _reach,
     "_shard_mean": _logits,
     "_shard_loss": _logits,
     "_shard_errors": _logits,
@@ -203,7 +211,7 @@ class Profile(Clock):
         stage.seconds += self.seconds[self._stage]
         stage.memory = max(stage.memory, self._memory.stop())
 
-    def count(self, name: str, rows: float, state: Any, begun: bool = True) -> None:
+    def count(self, name: str, rows: float, state: Any, result: Any, begun: bool = True) -> None:
         """Rows that a map function has gone over; `begun` once for each pass."""
         if self.plan is None:
             return
@@ -212,7 +220,7 @@ class Profile(Clock):
         if name not in _FORMULAS:
             stage.not_counted.add(name.removeprefix("_shard").strip("_"))
         elif formula := _FORMULAS[name]:
-            stage.add(formula(Pass(rows, state, self.plan)))
+            stage.add(formula(Pass(rows, state, result, self.plan)))
         if begun:
             stage.add(_beside(name, state, self.plan))
 
@@ -303,7 +311,7 @@ class _Watched:
     ) -> T:
         result = self._executor.reduce(source, reduction, state, rows)
         last = source.bounds(source.n_shards - 1)[1] if source.n_shards else 0
-        self._profile.count(reduction.map.__name__, last, state)
+        self._profile.count(reduction.map.__name__, last, state, result)
         return result
 
     def map(
@@ -317,7 +325,7 @@ class _Watched:
         begun = True
         for index, value in self._executor.map(source, function, state, rows, shards):
             start, stop = source.bounds(index)
-            self._profile.count(function.__name__, stop - start, state, begun)
+            self._profile.count(function.__name__, stop - start, state, value, begun)
             begun = False
             yield index, value
 

@@ -19,7 +19,7 @@ from influence_batch.influence.fit import HandOver, relative_gradient_norm, samp
 from influence_batch.influence.leave_one_out import leave_one_out_loss
 from influence_batch.influence.precision import takes_single
 from influence_batch.influence.weights import load_weights
-from influence_batch.plan import preconditioner_bytes
+from influence_batch.needs import preconditioner_bytes
 from influence_batch.report.runs import UnreadableRunError, open_run_folder, run_folders
 from influence_batch.solvers import Deferred, InverseHessian
 from influence_batch.solvers.choice import make_solver

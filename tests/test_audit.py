@@ -135,9 +135,16 @@ def test_small_memory_gives_the_same(samples: Path, tmp_path: Path, monkeypatch:
     """Shards are read again at each pass, test points go in several blocks: the numbers stay."""
     settings = ("model.kind=softmax", "model.l2=0.5")
     whole = _audit(samples, "breast_cancer", tmp_path, *settings)
-    small_plan = {"_SHARD_BYTES": 32_000, "_WORKING": 0, "_BASE": 0, "_BLOCK_SHARE": 0.02, "_USABLE": 0.31}
+    small_plan = {
+        "_SHARD_BYTES": 32_000,
+        "_WORKING": 0,
+        "_BASE": 0,
+        "_BLOCK_SHARE": 0.02,
+        "_SOLVER_SHARE": 0.01,
+        "_USABLE": 0.32,
+    }
     for name, value in small_plan.items():
-        monkeypatch.setattr(f"influence_batch.plan.{name}", value)
+        monkeypatch.setattr(f"influence_batch.needs.{name}", value)
     small = _audit(samples, "breast_cancer", tmp_path, *settings, "memory_limit=1MiB", "influence.top_k=5")
     assert small.run["train"]["shards"] > 3
     assert len(list((small.run_dir / "cross_influence").glob("*.parquet"))) > 1

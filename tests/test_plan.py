@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 import influence_batch
-from influence_batch import plan as plan_module
+from influence_batch import needs as needs_module
 from influence_batch.config import LocalCluster, load_config
 from influence_batch.errors import InputError, RunError
 from influence_batch.execution import open_executor
@@ -49,8 +49,8 @@ def plan(data: Path, **changes: Any) -> Plan:
     return plan_audit(prepare(load_config(config(data, **changes))))[1]
 
 
-def test_blocks_of_test_points_make_room_for_matrices(data: Path) -> None:
-    """At the least memory that the matrices fit in, blocks are smaller: by a little more they are whole."""
+def test_blocks_of_test_points_take_the_place_of_matrices(data: Path) -> None:
+    """At the least memory that the matrices fit in, blocks are no smaller than just below it."""
     model = {"features": {"kind": "random_fourier", "components": 600}}
     made = [
         plan(data, model=model, memory_limit=f"{mebibytes}MiB", shard_rows=1_000)
@@ -59,15 +59,14 @@ def test_blocks_of_test_points_make_room_for_matrices(data: Path) -> None:
     dense = [one for one in made if one.inverse_bytes]
     assert 0 < len(dense) < len(made)
     assert made[-len(dense) :] == dense
-    whole = made[-len(dense) - 1].block
-    assert whole // 4 <= dense[0].block < whole
+    assert dense[0].block >= made[-len(dense) - 1].block
     assert all(stage.memory <= one.limit for one in made for stage in one.stages)
 
 
 def test_sizes_and_stages(data: Path) -> None:
     made = plan(data, shard_rows=3_000)
     assert (made.sizes.n, made.sizes.d, made.sizes.k, made.sizes.m) == (10_000, 31, 5, 1_000)
-    assert (made.shards, made.slots, made.block) == (4, 1, 256)
+    assert (made.shards, made.slots, made.block, made.solved) == (4, 1, 1_000, 256)
     assert [stage.name for stage in made.stages] == [
         "read", "fit", "influence", "cross_influence", "detection", "evidence", "report"
     ]  # fmt: skip
@@ -81,7 +80,7 @@ def test_sizes_and_stages(data: Path) -> None:
 def leave(monkeypatch: pytest.MonkeyPatch, made: Plan, share: float) -> None:
     """Have the next plan of the same audit keep no more than this share of its opened shards."""
     taken = made.cache_bytes - share * 8 * made.sizes.n * made.sizes.d
-    monkeypatch.setattr("influence_batch.plan._BASE", plan_module._BASE + int(taken))
+    monkeypatch.setattr("influence_batch.needs._BASE", needs_module._BASE + int(taken))
 
 
 def test_what_does_not_fit_is_kept_as_the_files_have_it(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:

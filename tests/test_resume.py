@@ -53,6 +53,12 @@ def stopped(data: Path, reports: Path, stage: str, calls: int = 1, **changes: An
     assert not list((reports / "night").iterdir())
 
 
+@pytest.fixture(autouse=True)
+def two_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The test points do not go in one block."""
+    monkeypatch.setattr("influence_batch.needs._MOST_TEST_POINTS_A_BLOCK", 256)
+
+
 @pytest.mark.parametrize(
     ("stage", "calls", "taken"),
     [
@@ -101,7 +107,7 @@ def test_another_config_starts_anew(data: Path, tmp_path: Path, changes: dict[st
 def test_other_shards_start_anew(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same config plans otherwise on another machine, or in another version."""
     stopped(data, tmp_path / "reports", "detect", shard_rows=None)
-    monkeypatch.setattr("influence_batch.plan._SHARD_BYTES", 50_000)
+    monkeypatch.setattr("influence_batch.needs._SHARD_BYTES", 50_000)
     found = audit(data, tmp_path / "reports", shard_rows=None)
     assert found.run["train"]["shards"] > 1
     assert found.run["execution"]["taken_over"] == {}

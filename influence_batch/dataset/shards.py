@@ -55,7 +55,7 @@ class Shard:
         narrow = 0 if self.narrow is None else self.narrow.nbytes
         return self.features.nbytes + narrow + self.targets.nbytes
 
-    def multiplied(self, rows: slice, single: bool) -> np.ndarray:
+    def multiplied(self, rows: slice | np.ndarray, single: bool) -> np.ndarray:
         """Features of some rows as products take them, of float32 or as they are."""
         if not single:
             return self.features[rows]

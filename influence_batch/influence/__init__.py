@@ -11,6 +11,7 @@ from influence_batch.influence.cross import (
 from influence_batch.influence.fit import Fit, fit
 from influence_batch.influence.leave_one_out import TrainInfluence, train_influence
 from influence_batch.influence.objective import HessianOperator, Objective
+from influence_batch.influence.reach import reach_of
 from influence_batch.influence.rescaling import rescaled_influence
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "fit",
     "influence_of_some",
     "mean_influence",
+    "reach_of",
     "rescaled_influence",
     "train_influence",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -15,16 +15,19 @@ from influence_batch.execution.reduction import Rows
 from influence_batch.influence.chunks import row_chunks
 from influence_batch.influence.leave_one_out import TrainInfluence
 from influence_batch.influence.objective import Objective
+from influence_batch.influence.reach import Reach
 from influence_batch.influence.screening import OutOfRangeError, Pairs, Screen
 from influence_batch.influence.ties import comparable
 from influence_batch.models import Loss, linear
-from influence_batch.solvers import InverseHessian, SolveResult
+from influence_batch.solvers import InverseHessian, SolveResult, Status
 from influence_batch.threads import in_threads
 
 Estimator = Literal["leave_one_out", "first_order"]
 DIRECTIONS = ("harmful", "helpful")
 # Pairs that wait to be computed in float64 are at most so many times those that are wanted.
 _MOST_KEPT = 32
+# So many times those that are wanted come first: they show how few of the others are needed.
+_FIRST = 16
 # Influences whose first so many binary digits are the same are equal: those first in train come first.
 _DIGITS = 40
 # Test points whose pairs one thread computes at a time.
@@ -56,12 +59,14 @@ class TopK:
         rows: (2, m, top_k) rows of train, -1 where fewer have that sign; first harmful, then helpful.
         strength: (2, m, top_k) size of the influence that ranks, -1 where there is no row.
         first_order, leave_one_out: (2, m, top_k) influences, NaN where there is no row.
+        pairs: of how many the influence has been computed; the others' is known to be less.
     """
 
     rows: np.ndarray
     strength: np.ndarray
     first_order: np.ndarray
     leave_one_out: np.ndarray
+    pairs: int = 0
 
 
 def top_k_columns(top: TopK, test_ids: pa.Array, train_ids: Any) -> dict[str, Any]:
@@ -89,8 +94,9 @@ class _State(NamedTuple):
 
     Attributes:
         solutions: (m, k, d) H^-1 of the test points' gradients.
-        columns: (d, k, m) the same in float32, of norm 1; (d, k - 1, m) contrasts where logits interact.
+        columns: (k, d, m) the same in float32, of norm 1; (k - 1, d, m) contrasts where logits interact.
         norms: (m,) that the columns had, 1 where that is 0.
+        spans: (m,) what no score of columns is above, times an example's reach; None where that is not known.
         least: (2, m) strength that top_k examples are known to have in each direction, None where none is.
     """
 
@@ -102,13 +108,38 @@ class _State(NamedTuple):
     estimator: Estimator
     labels: np.ndarray | None
     train_rows: np.ndarray
+    spans: np.ndarray | None = None
     least: np.ndarray | None = None
 
 
-def test_gradients(objective: Objective, weights: np.ndarray, block: TestBlock) -> np.ndarray:
+def test_gradients(
+    objective: Objective, weights: np.ndarray, features: np.ndarray, targets: np.ndarray
+) -> np.ndarray:
     """Gradients of the test points' losses, one a column (p, m)."""
-    residual = objective.loss.residual(linear.logits(weights, block.features), block.targets)
-    return np.ascontiguousarray(linear.per_example_gradients(residual, block.features).T)
+    residual = objective.loss.residual(linear.logits(weights, features), targets)
+    return np.ascontiguousarray(linear.per_example_gradients(residual, features).T)
+
+
+def _solved(
+    objective: Objective, weights: np.ndarray, inverse: InverseHessian, block: TestBlock, most: int | None
+) -> tuple[np.ndarray, SolveResult]:
+    """H^-1 of the test points' gradients (m, k, d), and the same as the result of one solve."""
+    m = len(block.targets)
+    solutions = np.empty((m, objective.k, objective.d))
+    results = []
+    for start in range(0, m, most or m):
+        some = slice(start, start + (most or m))
+        gradients = test_gradients(objective, weights, block.features[some], block.targets[some])
+        result = inverse.solve(gradients)
+        solutions[some] = result.solution.T.reshape(-1, objective.k, objective.d)
+        results.append(replace(result, solution=np.empty((0, 0))))
+    worst = next((one for one in results if one.status != Status.CONVERGED), results[-1])
+    return solutions, replace(
+        worst,
+        solution=solutions.reshape(m, -1).T,
+        iterations=np.concatenate([one.iterations for one in results]),
+        residual=np.concatenate([one.residual for one in results]),
+    )
 
 
 def cross_influence(
@@ -120,6 +151,8 @@ def cross_influence(
     top_k: int,
     estimator: Estimator = "leave_one_out",
     same_label: bool = False,
+    reach: Reach | None = None,
+    solved: int | None = None,
 ) -> tuple[TopK, SolveResult]:
     """`influence(i -> t) = (1/n) g_t' H^-1 g_i` for each i and t, and the `top_k` of both signs for each t.
 
@@ -127,22 +160,29 @@ def cross_influence(
         train: of the same weights; gives residuals and corrected residuals.
         estimator: which of the two influences ranks.
         same_label: only training examples with the test point's label.
+        reach: bounds each influence; most pairs then need no product. The result is the same.
+        solved: test points that the solver gets at a time, as it makes several arrays of (p, m); all if None.
 
     Returns:
         The strongest examples, and the solve with a residual for each test point.
     """
-    result = inverse.solve(test_gradients(objective, weights, block))
-    solutions = _by_point(result.solution, objective.k)
+    solutions, result = _solved(objective, weights, inverse, block, solved)
+    interact = not objective.loss.separable
+    columns, norms = _columns(solutions, interact, np.float32)
     state = _State(
         solutions,
-        *_columns(solutions, not objective.loss.separable, np.float32),
+        columns,
+        norms,
         objective.n,
         top_k,
         estimator,
         block.targets if same_label else None,
         block.train_rows,
+        None if reach is None else reach.of_points(solutions, interact) / norms,
     )
     rows = {"residual": train.residual, "corrected": train.corrected_residual}
+    if reach is not None:
+        rows["reach"] = reach.rows
     m = len(block.targets)
     reduction = Reduction(_shard_top_k, merge_top_k, lambda: _empty(m, top_k), informed=_informed)
     return objective.executor.reduce(objective.dataset, reduction, state, rows), result
@@ -179,17 +219,22 @@ def _shard_mean(shard: Shard, state: tuple[np.ndarray, float], rows: Rows) -> di
 
 
 def influence_of_some(
-    features: np.ndarray, residual: np.ndarray, solution: np.ndarray, n_total: float
+    features: np.ndarray, residual: np.ndarray, solutions: np.ndarray, n_total: float
 ) -> np.ndarray:
     """Influence (e, m) of e examples on m test points.
 
     Args:
         features: (e, d) of the examples.
         residual: (e, k), the corrected one for leave-one-out influence.
-        solution: (p, m) H^-1 of the test points' gradients.
+        solutions: (m, k, d) H^-1 of the test points' gradients.
         n_total: n.
     """
-    return _contract(residual, linear.project(solution, features)) / n_total
+    total = np.zeros((len(features), len(solutions)))
+    for a in range(residual.shape[1]):
+        moved = features @ solutions[:, a].T
+        moved *= residual[:, a, None] / n_total
+        total += moved
+    return total
 
 
 def _by_point(solution: np.ndarray, k: int) -> np.ndarray:
@@ -199,11 +244,17 @@ def _by_point(solution: np.ndarray, k: int) -> np.ndarray:
 
 def _columns(solutions: np.ndarray, contrasts: bool, dtype: type) -> tuple[np.ndarray, np.ndarray]:
     """What scores are made with, and norms (m,); see `_State`. Residuals of logits that interact sum to 0."""
-    vectors = solutions[:, :-1] - solutions[:, -1:] if contrasts else solutions
-    norms = np.linalg.norm(vectors.reshape(len(vectors), -1), axis=1)
-    norms[norms == 0] = 1.0
-    scaled = vectors / norms[:, None, None]
-    return np.ascontiguousarray(scaled.transpose(2, 1, 0), dtype=dtype), norms
+    m, k, d = solutions.shape
+    columns, norms = np.empty((k - contrasts, d, m), dtype), np.empty(m)
+    for some in row_chunks(m, 16.0 * k * d):
+        vectors = solutions[some]
+        if contrasts:
+            vectors = vectors[:, :-1] - vectors[:, -1:]
+        size = np.linalg.norm(vectors.reshape(len(vectors), -1), axis=1)
+        size[size == 0] = 1.0
+        norms[some] = size
+        np.divide(vectors.transpose(1, 2, 0), size, out=columns[:, :, some], casting="same_kind")
+    return columns, norms
 
 
 def _informed(state: _State, total: TopK) -> _State:
@@ -217,7 +268,7 @@ def _shard_top_k(shard: Shard, state: _State, rows: Rows) -> TopK:
     try:
         return _screened(shard, state, state.columns, rows)
     except OutOfRangeError:
-        contrasts = state.columns.shape[1] < state.solutions.shape[1]
+        contrasts = len(state.columns) < state.solutions.shape[1]
         return _screened(shard, state, _columns(state.solutions, contrasts, np.float64)[0], rows)
 
 
@@ -225,27 +276,40 @@ def _screened(shard: Shard, state: _State, columns: np.ndarray, rows: Rows) -> T
     m, top_k = len(state.solutions), state.top_k
     total = _empty(m, top_k)
     residual = rows["corrected" if state.estimator == "leave_one_out" else "residual"]
-    residual = residual[:, : columns.shape[1]]
-    largest = float(np.abs(residual).max(initial=0.0)) or 1.0
+    largest = float(np.abs(residual[:, : len(columns)]).max(initial=0.0)) or 1.0
     residual = residual / largest
     least = None if state.least is None else state.least * (state.n_total / largest) / state.norms
-    screen = Screen(columns, top_k, least)
+    screen = Screen(columns, top_k, least, state.spans)
+    reach, order = None, np.arange(len(residual))
+    if "reach" in rows:
+        # Those of which most is to be expected first: from some on none can be among the strongest.
+        reach = rows["reach"] * np.linalg.norm(residual, axis=1)
+        order = np.argsort(-reach, kind="stable")
 
-    for part in row_chunks(len(shard.features), screen.bytes_per_row()):
+    def barred(scores: np.ndarray, which: np.ndarray, points: np.ndarray) -> None:
+        if state.labels is not None:
+            scores[shard.targets[which][:, None] != state.labels[points][None, :]] = np.nan
+        own = state.train_rows[points]
+        inside = np.flatnonzero(np.isin(own, which + shard.start))
+        if len(inside):
+            at = np.argsort(which, kind="stable")
+            place = at[np.searchsorted(which, own[inside] - shard.start, sorter=at)]
+            scores[place, inside] = np.nan
 
-        def barred(strength: np.ndarray, piece: slice, part: slice = part) -> None:
-            first = part.start + piece.start
-            if state.labels is not None:
-                targets = shard.targets[first : first + len(strength)]
-                strength[targets[:, None] != state.labels[None, :]] = -np.inf
-            own = state.train_rows - (shard.start + first)
-            inside = np.flatnonzero((own >= 0) & (own < len(strength)) & (state.train_rows >= 0))
-            strength[own[inside], inside] = -np.inf
-
-        screen.add(shard.features[part], residual[part], part.start, barred)
+    first = 0 if reach is None else min(_FIRST * top_k, len(residual))
+    parts = [slice(0, first)] if first else []
+    for rest in row_chunks(len(residual) - first, screen.bytes_per_row()):
+        parts.append(slice(first + rest.start, first + rest.stop))
+    for part in parts:
+        some = order[part]
+        if not screen.add(
+            shard, some, residual[some, : len(columns)], None if reach is None else reach[some], barred
+        ):
+            break
         if screen.n_kept > _MOST_KEPT * top_k * m:
             total = merge_top_k(total, _exact(shard, state, rows, screen.take()))
-    return merge_top_k(total, _exact(shard, state, rows, screen.take()))
+    total = merge_top_k(total, _exact(shard, state, rows, screen.take()))
+    return replace(total, pairs=screen.pairs)
 
 
 def _exact(shard: Shard, state: _State, rows: Rows, pairs: list[Pairs]) -> TopK:
@@ -298,14 +362,6 @@ def _strongest(
     return total
 
 
-def _contract(residual: np.ndarray, moved: np.ndarray) -> np.ndarray:
-    """Sum over the logits of residual (n, k) times moved (n, k, m): (n, m)."""
-    total = residual[:, 0, None] * moved[:, 0]
-    for a in range(1, residual.shape[1]):
-        total += residual[:, a, None] * moved[:, a]
-    return total
-
-
 def _empty(m: int, top_k: int) -> TopK:
     nothing = np.full((2, m, top_k), np.nan)
     return TopK(np.full((2, m, top_k), -1), np.full((2, m, top_k), -1.0), nothing, nothing.copy())
@@ -326,6 +382,7 @@ def merge_top_k(left: TopK, right: TopK) -> TopK:
         np.take_along_axis(strength, order, axis=2),
         take(left.first_order, right.first_order),
         take(left.leave_one_out, right.leave_one_out),
+        left.pairs + right.pairs,
     )
 
 

@@ -16,9 +16,11 @@ from influence_batch.influence import (
     cross_influence,
     fit,
     mean_influence,
+    reach_of,
     train_influence,
 )
 from influence_batch.influence import cross as cross_module
+from influence_batch.influence.cross import Estimator
 from influence_batch.models import linear
 from influence_batch.solvers import Direct
 from tests.conftest import ArraySource
@@ -77,11 +79,17 @@ def _expect(matrix: np.ndarray, other: np.ndarray, allowed: np.ndarray, top: Top
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("estimator", ["first_order", "leave_one_out"])
 @pytest.mark.parametrize(("sizes", "top_k"), [(10**9, 5), (7, 5), (1, 3), (25, 100)])
-def test_top_k_is_that_of_the_whole_matrix(kind: str, estimator: str, sizes: int, top_k: int) -> None:
+@pytest.mark.parametrize("bounded", [False, True])
+def test_top_k_is_that_of_the_whole_matrix(
+    kind: str, estimator: Estimator, sizes: int, top_k: int, bounded: bool
+) -> None:
     objective, source, weights, inverse, train = _solved(kind, sizes)
     points = _points(kind)
     both = _dense(objective, weights, train, source, points)
-    top, result = cross_influence(objective, weights, inverse, points, train, top_k, estimator)  # type: ignore[arg-type]
+    reach = reach_of(objective, 10**9) if bounded else None
+    top, result = cross_influence(
+        objective, weights, inverse, points, train, top_k, estimator, reach=reach, solved=4
+    )
     other = both["leave_one_out" if estimator == "first_order" else "first_order"]
     _expect(both[estimator], other, np.ones((source.n_rows, M), bool), top, estimator)
     assert np.all(result.converged)
@@ -123,7 +131,7 @@ def test_mean_influence_is_the_mean_over_the_test_points(kind: str) -> None:
     objective, source, weights, inverse, train = _solved(kind, 13)
     points = _points(kind)
     both = _dense(objective, weights, train, source, points)
-    gradient = cross_module.test_gradients(objective, weights, points).mean(axis=1)
+    gradient = cross_module.test_gradients(objective, weights, points.features, points.targets).mean(axis=1)
     solution = inverse.solve(gradient[:, None]).solution[:, 0]
     first, corrected = mean_influence(objective, solution, train)
     np.testing.assert_allclose(first, both["first_order"].mean(axis=1), rtol=1e-7, atol=1e-12)

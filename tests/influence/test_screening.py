@@ -30,6 +30,12 @@ def _problem(seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return random.standard_normal((N, D)), residual, random.standard_normal((K * D, M))
 
 
+def _some(
+    features: np.ndarray, residual: np.ndarray, start: int, stop: int
+) -> tuple[Shard, np.ndarray, np.ndarray]:
+    return Shard(0, features, np.zeros(N)), np.arange(start, stop), residual[start:stop, :-1]
+
+
 def _top_k(
     features: np.ndarray, residual: np.ndarray, solution: np.ndarray, labels: np.ndarray | None = None
 ) -> TopK:
@@ -142,7 +148,7 @@ def test_few_pairs_are_left_for_float64() -> None:
     features, residual, solution = _problem()
     screen = Screen(_columns(_by_point(solution, K), True, np.float32)[0], TOP_K)
     for start in range(0, N, 500):
-        screen.add(features[start : start + 500], residual[start : start + 500, :-1], start)
+        screen.add(*_some(features, residual, start, start + 500))
     for pairs in screen.take():
         assert TOP_K * M <= len(pairs.rows) < 1.5 * TOP_K * M
 
@@ -154,14 +160,34 @@ def test_what_is_known_to_be_too_weak_is_not_kept() -> None:
     least = np.sort(np.stack([-scores, scores]), axis=1)[:, -TOP_K]
     screen = Screen(columns, TOP_K, least * (1 - 1e-6))
     for start in range(0, N, 500):
-        screen.add(features[start : start + 500], residual[start : start + 500, :-1], start)
+        screen.add(*_some(features, residual, start, start + 500))
     assert screen.n_kept <= 2 * TOP_K * M + 4
     for pairs in screen.take():
         assert TOP_K * M <= len(pairs.rows) <= TOP_K * M + 2
+
+
+@pytest.mark.parametrize(("depth", "points"), [(1, 40), (24, 40), (8192, 40), (8192, 5)])
+def test_products_side_by_side_are_those_of_each_logit(
+    depth: int, points: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Several logits in one product, one at a time, or test points fewer than features."""
+    monkeypatch.setattr("influence_batch.influence.screening._DEPTH", depth)
+    random = np.random.default_rng(3)
+    columns = random.standard_normal((4, D, points)).astype(np.float32)
+    features, residual = random.standard_normal((N, D)), random.standard_normal((N, 4))
+    exact = np.einsum("ia,ij,ajt->it", residual, features, columns.astype(np.float64))
+    screen = Screen(columns, TOP_K)
+    screen.add(Shard(0, features, np.zeros(N)), np.arange(N), residual)
+    assert screen.pairs == N * points
+    for sign, pairs in zip((-1, 1), screen.take(), strict=True):
+        np.testing.assert_allclose(pairs.strength, sign * exact[pairs.rows, pairs.points], rtol=1e-4)
+        for t in range(points):
+            strongest = np.argsort(-sign * exact[:, t])[:TOP_K]
+            assert set(strongest) <= set(pairs.rows[pairs.points == t])
 
 
 def test_out_of_range_is_said() -> None:
     features, residual, solution = _problem()
     screen = Screen(_columns(_by_point(solution, K), True, np.float32)[0], TOP_K)
     with pytest.raises(OutOfRangeError):
-        screen.add(1e39 * features, residual[:, :-1], 0)
+        screen.add(*_some(1e39 * features, residual, 0, N))
