@@ -191,9 +191,8 @@ class Screen:
         """
         least = self._least.min(axis=0)[self._points] - 2 * self._error
         with np.errstate(invalid="ignore"):  # an infinite span of what is not known
-            enough = np.nan_to_num(
-                least / self._spans[self._points], nan=-np.inf, posinf=np.inf, neginf=-np.inf
-            )
+            enough = least / self._spans[self._points]
+        enough[np.isnan(enough)] = -np.inf
         needed = self._alive[self._points] & ~(enough > reach.max(initial=0.0))
         if not needed.any():
             return 0
