@@ -14,7 +14,7 @@ from influence_batch.threads import in_threads
 
 # Columns of a quadratic form that are multiplied at a time, those before them left out, of so many forms side
 # by side, for so many bytes of rows.
-COLUMNS, STACKED, _ROW_BYTES = 40, 9, 512 * 1024
+COLUMNS, STACKED, _ROW_BYTES = 40, 9, 1024**2
 
 
 def leverage(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from scipy.linalg import LinAlgError, cho_factor, cho_solve
-from scipy.linalg.blas import dsymm
+from scipy.linalg.blas import dsymm, dtrsv
 from scipy.linalg.lapack import dpotri
 
 from influence_batch.solvers.operator import Operator
@@ -119,7 +119,13 @@ class Direct:
         with by_one_thread(2.0 * q * parts.size):
             for block, factor in enumerate(self._factors):
                 for copy in range(self._copies):
-                    solution[block, copy] = cho_solve((factor, True), parts[block, copy], check_finite=False)
+                    side = parts[block, copy]
+                    solution[block, copy] = (
+                        # Half the time: the factor is read as it lies.
+                        dtrsv(factor, dtrsv(factor, side[:, 0], lower=1), lower=1, trans=1)[:, None]
+                        if side.shape[1] == 1
+                        else cho_solve((factor, True), side, check_finite=False)
+                    )
         return solution.reshape(right_hand_sides.shape)
 
 

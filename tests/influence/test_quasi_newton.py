@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import importlib
+from collections import deque
 
 import numpy as np
 import pytest
 
 from influence_batch.influence import Objective, fit
-from influence_batch.influence.quasi_newton import quasi_newton
+from influence_batch.influence.quasi_newton import Pair, Pairs, _inverse, quasi_newton
 from tests.influence.problems import KINDS, problem
 
 fit_module = importlib.import_module("influence_batch.influence.fit")
@@ -63,6 +64,24 @@ def test_stops_where_rounding_sets_the_gradient() -> None:
     assert np.linalg.norm(point.gradient) < 1e-13
 
 
+def test_the_inverse_is_that_of_bfgs_in_dense_algebra() -> None:
+    """One update of the whole matrix a pair, from the near inverse as the last pair scales it."""
+    random, p = np.random.default_rng(0), 7
+    root = random.standard_normal((2, p, p))
+    near, hessian = root @ root.transpose(0, 2, 1) + 0.1 * np.eye(p)
+    pairs: Pairs = deque()
+    for step in random.standard_normal((4, p)):
+        bend = hessian @ step
+        pairs.append(Pair(step, bend, near @ bend, 1.0 / float(step @ bend)))
+    last = pairs[-1]
+    expected = near / (last.scale * float(last.bend @ near @ last.bend))
+    for step, bend, _, scale in pairs:
+        kept = np.eye(p) - scale * np.outer(step, bend)
+        expected = kept @ expected @ kept.T + scale * np.outer(step, step)
+    gradient = random.standard_normal(p)
+    np.testing.assert_allclose(_inverse(pairs, gradient, near @ gradient), expected @ gradient, rtol=1e-9)
+
+
 def test_gives_up_where_the_near_hessian_is_of_no_use() -> None:
     objective, optimum = begun("softmax", 1e6)
     hopeless = objective.with_near_inverse(lambda vectors: 1e-9 * vectors)
@@ -106,7 +125,7 @@ def test_newtons_method_has_iterations_left_where_quasi_newton_steps_do_not_arri
     assert quick.iterations < 25
     monkeypatch.setattr(
         "influence_batch.influence.quasi_newton._inverse",
-        lambda near_inverse, pairs, gradient: near_inverse(gradient[:, None])[:, 0],
+        lambda pairs, gradient, solved: solved,
     )
     seen: list[int] = []
     found = fit(objective, max_iterations=40, progress=lambda iteration, norm: seen.append(iteration))
