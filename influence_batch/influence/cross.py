@@ -112,12 +112,10 @@ class _State(NamedTuple):
     least: np.ndarray | None = None
 
 
-def test_gradients(
-    objective: Objective, weights: np.ndarray, features: np.ndarray, targets: np.ndarray
-) -> np.ndarray:
+def test_gradients(objective: Objective, weights: np.ndarray, block: TestBlock) -> np.ndarray:
     """Gradients of the test points' losses, one a column (p, m)."""
-    residual = objective.loss.residual(linear.logits(weights, features), targets)
-    return np.ascontiguousarray(linear.per_example_gradients(residual, features).T)
+    residual = objective.loss.residual(linear.logits(weights, block.features), block.targets)
+    return np.ascontiguousarray(linear.per_example_gradients(residual, block.features).T)
 
 
 def _solved(
@@ -129,8 +127,8 @@ def _solved(
     results = []
     for start in range(0, m, most or m):
         some = slice(start, start + (most or m))
-        gradients = test_gradients(objective, weights, block.features[some], block.targets[some])
-        result = inverse.solve(gradients)
+        part = TestBlock(block.features[some], block.targets[some], block.train_rows[some])
+        result = inverse.solve(test_gradients(objective, weights, part))
         solutions[some] = result.solution.T.reshape(-1, objective.k, objective.d)
         results.append(replace(result, solution=np.empty((0, 0))))
     worst = next((one for one in results if one.status != Status.CONVERGED), results[-1])

@@ -167,9 +167,9 @@ def influences(
     solution = inverse.solve(test_gradients(objective, weights, points)).require_converged().solution
     shard = objective.dataset.load(0)
     residual = objective.loss.residual(linear.logits(weights, shard.features), shard.targets)
-    n = len(shard.targets)
+    n, solutions = len(shard.targets), solution.T.reshape(-1, *weights.shape)
     parts = [
-        influence_of_some(shard.features[i : i + _ROWS], residual[i : i + _ROWS], solution, n)
+        influence_of_some(shard.features[i : i + _ROWS], residual[i : i + _ROWS], solutions, n)
         for i in range(0, n, _ROWS)
     ]
     return np.concatenate(parts), solution

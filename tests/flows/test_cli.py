@@ -255,7 +255,7 @@ def test_plan_says_what_an_audit_would_take(digits: Path) -> None:
     assert lines[0] == (
         "train: 1437 rows in 1 shard of at most 1437 rows; 65 features, 10 outputs, 650 parameters"
     )
-    assert lines[1] == "test: 360 points, 256 at a time"
+    assert lines[1] == "test: 360 points, 360 at a time"
     assert lines[2].startswith("solver: direct (dense matrices of 6 MiB within ")
     assert lines[3] == "precision: leverages of float64 products"
     assert lines[4].startswith("memory: 2.1 GB for 1 place of work together; 100% of the training set (")

@@ -23,7 +23,7 @@ from tests.flows.webhooks import Webhook, listening
 from tests.tables import table_of
 
 # Every training example is a test point too: 1,437 of them make six blocks.
-PARTS = 6
+PARTS = 2
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,7 @@ def test_killed_during_cross_influence(
     process = start([*arguments(digits, tmp_path, cluster), *told], serverless)
     ended.append(process)
     deadline, addresses = time.monotonic() + 120, set()
-    while len(list(tmp_path.glob(".unfinished-digits-*/parts/test-points/*.arrow"))) < 2:
+    while len(list(tmp_path.glob(".unfinished-digits-*/parts/test-points/*.arrow"))) < 1:
         assert process.poll() is None
         assert time.monotonic() < deadline
         addresses |= listeners(process.pid)
@@ -91,7 +91,7 @@ def test_killed_during_cross_influence(
     assert addresses == {"0100007F"}, "listens elsewhere than on 127.0.0.1"
     assert not list((tmp_path / "digits").iterdir())
     done = len(list(tmp_path.glob(".unfinished-digits-*/parts/test-points/*.arrow")))
-    assert 2 <= done < PARTS
+    assert 1 <= done < PARTS
     assert webhook.requests == []
 
     again = run(*arguments(digits, tmp_path, cluster), *told, env=serverless)

@@ -131,7 +131,7 @@ def test_mean_influence_is_the_mean_over_the_test_points(kind: str) -> None:
     objective, source, weights, inverse, train = _solved(kind, 13)
     points = _points(kind)
     both = _dense(objective, weights, train, source, points)
-    gradient = cross_module.test_gradients(objective, weights, points.features, points.targets).mean(axis=1)
+    gradient = cross_module.test_gradients(objective, weights, points).mean(axis=1)
     solution = inverse.solve(gradient[:, None]).solution[:, 0]
     first, corrected = mean_influence(objective, solution, train)
     np.testing.assert_allclose(first, both["first_order"].mean(axis=1), rtol=1e-7, atol=1e-12)
