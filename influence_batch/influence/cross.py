@@ -281,7 +281,8 @@ def _screened(shard: Shard, state: _State, columns: np.ndarray, rows: Rows) -> T
     reach, order = None, np.arange(len(residual))
     if "reach" in rows:
         # Those of which most is to be expected first: from some on none can be among the strongest.
-        reach = rows["reach"] * np.linalg.norm(residual, axis=1)
+        sizes = np.linalg.norm(residual, axis=1)
+        reach = np.where(sizes > 0, rows["reach"] * np.maximum(sizes, np.finfo(float).tiny), 0.0)
         order = np.argsort(-reach, kind="stable")
 
     def barred(scores: np.ndarray, which: np.ndarray, points: np.ndarray) -> None:

@@ -1,4 +1,4 @@
-"""How large an example's influence on a test point can be at most: most examples need no product with most.
+"""How large an example's influence on a test point can be at most: many pairs then need no product.
 
 The score of an example with features x and residual r on a test point with solution S (d, k) is `x' S r`. By
 Cauchy and Schwarz, for any B with an inverse,
@@ -85,7 +85,8 @@ def reach_of(objective: Objective, test_points: int) -> Reach | None:
 
 def _shard_reach(shard: Shard, transform: np.ndarray, rows: Rows) -> dict[str, np.ndarray]:
     n, d = len(shard.targets), len(transform)
-    multiplied = np.ascontiguousarray(transform.T, dtype=np.float32)
+    with np.errstate(over="ignore"):
+        multiplied = np.ascontiguousarray(transform.T, dtype=np.float32)
     # Each number is a sum of d products, after rounding both sides.
     error = (d + 4) * float(np.finfo(np.float32).eps) / 2 * float(np.linalg.norm(transform))
 

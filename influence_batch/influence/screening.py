@@ -218,7 +218,7 @@ class Screen:
         For any order of a sum of so many products, after rounding features, residuals and columns.
         """
         k, d, _ = self._columns.shape
-        terms = self._group * d + k / self._group if self._side_by_side else d + k
+        terms = self._group * d + -(-k // self._group) if self._side_by_side else d + k
         return 1.01 * (terms + 6) * float(np.finfo(self._columns.dtype).eps) / 2
 
     def _scored(

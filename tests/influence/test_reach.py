@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 
 from influence_batch.execution import InProcessExecutor
-from influence_batch.influence import Objective, TestBlock, cross_influence, fit, reach_of, train_influence
+from influence_batch.influence import (
+    Objective,
+    TestBlock,
+    TrainInfluence,
+    cross_influence,
+    fit,
+    reach_of,
+    train_influence,
+)
 from influence_batch.influence.reach import Reach
 from influence_batch.models import make_loss
 from influence_batch.solvers import Direct
@@ -84,6 +92,33 @@ def test_an_example_that_float32_does_not_hold_has_no_bound(size: float) -> None
     features[7] *= size
     reach = _bounds(_of(objective, ArraySource(features, source.targets)))
     assert np.isinf(reach.rows[7])
+
+
+@pytest.mark.parametrize("size", [1e-80, 1e-20, 1.0, 1e20])
+@pytest.mark.parametrize("zero", ["features", "residual"])
+def test_lists_are_the_same_for_features_of_any_size(size: float, zero: str) -> None:
+    """And with an example that has no influence."""
+    objective, source = problem("logistic")
+    features = source.features * size
+    if zero == "features":
+        features[11] = 0.0
+    sized = Objective(
+        ArraySource(features, source.targets, 25),
+        objective.executor,
+        objective.loss,
+        objective.penalty * size**2,
+    )
+    weights = np.zeros((1, features.shape[1]))
+    inverse = Direct(sized.with_damping(size**2).hessian(weights))
+    residual = np.where(source.targets > 0, -0.5, 0.5)[:, None]
+    if zero == "residual":
+        residual[11] = 0.0
+    train = TrainInfluence(residual=residual, corrected_residual=residual)
+    points = TestBlock(features[:30], source.targets[:30], np.full(30, -1))
+    whole, _ = cross_influence(sized, weights, inverse, points, train, 5)
+    bounded, _ = cross_influence(sized, weights, inverse, points, train, 5, reach=_bounds(sized))
+    np.testing.assert_array_equal(bounded.rows, whole.rows)
+    assert not np.any(bounded.rows == 11)
 
 
 def test_it_is_not_made_where_it_would_cost_more_than_it_saves() -> None:
