@@ -300,7 +300,7 @@ def _stages(
     single, hessian = (products, n * d**2 * pairs) if choice.kind != "ekfac" and inverse else (0.0, 0.0)
     of_first = single + (hessian if few_solves else 0.0)
     yield Stage("influence", solves, influence_passes, fixed + dense, single=of_first)
-    # Beside the product, what is done with each of its n k m numbers.
+    # As if no pair were left out, which only the data can tell, and what is done with n k m numbers beside.
     cross = 2.0 * n * sizes.p * m + 60.0 * n * k * m + test_solves
     yield Stage("cross_influence", cross, -(-m // block) + test_passes, fixed + crossing, test_solves)
     if rescales:

@@ -59,7 +59,7 @@ class TopK:
         rows: (2, m, top_k) rows of train, -1 where fewer have that sign; first harmful, then helpful.
         strength: (2, m, top_k) size of the influence that ranks, -1 where there is no row.
         first_order, leave_one_out: (2, m, top_k) influences, NaN where there is no row.
-        pairs: of how many the influence has been computed; the others' is known to be less.
+        pairs: how many have been multiplied; the others' influence is known to be too small for the list.
     """
 
     rows: np.ndarray

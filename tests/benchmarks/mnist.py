@@ -104,7 +104,7 @@ def show(record: dict[str, Any]) -> None:
             line += f"    not counted: {', '.join(stage['not_counted'])}\n"
     shares["audit"] = total["flops"] / total["seconds"] / rates["float32"]
     # Pairs that a bound leaves out are not multiplied: a share of that work says little of its speed.
-    contrasts = record["model"]["parameters"] * (1 - 1 / 10)
+    contrasts = record["model"]["parameters"] * (1 - 1 / record["model"]["outputs"])
     left_out = 2.0 * record["train"]["rows"] * record["test"]["rows"] * contrasts
     left_out -= stages["cross_influence"]["flops_float32"]
     seconds = {"cross_influence": stages["cross_influence"]["seconds"], "audit": total["seconds"]}
